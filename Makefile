@@ -1,0 +1,66 @@
+# Everything from a fresh clone; python3 (with venv) and make are all that must be there.
+#
+#   make demo    build, then see an ordinary program become durable and survive SIGKILL
+#   make test    build, then all tests
+#   make bench   build, then the figures beside this machine's physical limits
+#   make check   formatting, lint, and the cross-built aarch64 libraries
+#   make build   everything into .venv, with .venv/bin/elgate
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+MACHINE := $(shell uname -m)
+
+# The same processor that hatch_build.py compiles for.
+ZIG_CPU_x86_64 := x86_64_v2
+ZIG_CPU_aarch64 := baseline+crc
+ZIG := ZIG_LOCAL_CACHE_DIR=$(CURDIR)/.zig-cache ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/.zig-cache/global $(RUN) -m ziglang
+ZIG_TEST := $(ZIG) test -lc -fllvm -mcpu=$(ZIG_CPU_$(MACHINE))
+
+NATIVE_SOURCES := hatch_build.py $(shell find core -name '*.zig' -o -name '*.h')
+ZIG_TESTS := $(sort $(wildcard core/src/*_test.zig))
+
+.PHONY: build demo test test-zig test-python bench check clean
+.DELETE_ON_ERROR:
+
+build: $(VENV)/.native
+
+# The environment: made anew when what it must hold changes. pip compiles the native parts on the way.
+$(VENV)/.installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[daemon,test]'
+	touch $@
+
+# The native parts alone, when only they have changed.
+$(VENV)/.native: $(VENV)/.installed $(NATIVE_SOURCES)
+	$(RUN) hatch_build.py
+	touch $@
+
+demo: build
+	$(VENV)/bin/elgate demo
+
+test: build
+	$(MAKE) test-zig
+	$(MAKE) test-python
+
+# One root after the other: the compiler alone keeps two cores busy.
+test-zig: build
+	set -e; for root in $(ZIG_TESTS); do echo "zig test $$root"; $(ZIG_TEST) $$root; done
+
+test-python: build
+	$(RUN) -m pytest -n 2
+
+bench: build
+	$(VENV)/bin/elgate bench ring
+	$(VENV)/bin/elgate bench wal
+
+check: build
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[check]'
+	$(ZIG) fmt --check core
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) hatch_build.py --machine aarch64 --output .zig-cache/aarch64
+
+clean:
+	rm -rf $(VENV) .zig-cache dist daemon/elgate/daemon/*.so daemon/elgate/daemon/*.h \
+		sdks/python/elgate/*.so sdks/python/elgate/*.h

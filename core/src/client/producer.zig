@@ -1,0 +1,175 @@
+//! Claim, copy, commit: a producer's way into the ring, and nothing else.
+//!
+//! ```
+//!   head ─▶ slot {lap, free} ──CAS──▶ {lap, claimed, owner, span} ──CAS──▶ {lap, committed, …}
+//!            │                          then the head moves by the span (whoever finds it behind moves it)
+//!            └─ span would cross the ring's end: ──CAS──▶ {lap, padding, span}, then again at the start
+//! ```
+//!
+//! Every function here is lock-free and async-signal-safe. The caller must hold the mutex of its row, and must
+//! commit or abort what it has claimed; what it leaves open is aborted by the daemon once the kernel says that
+//! the thread is dead.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const ring = @import("../format/ring.zig");
+const positions = @import("../format/positions.zig");
+const checksum = @import("../format/checksum.zig");
+const system = @import("system.zig");
+
+pub const Claim = struct {
+    view: ring.View,
+    position: u64,
+    word: ring.StateWord,
+
+    pub fn span(open: Claim) u32 {
+        return open.word.span;
+    }
+};
+
+pub const ClaimError = error{
+    /// No room for the span, or no credit for the route: wait for space.
+    Full,
+    /// The daemon takes no more in this ring.
+    Closed,
+    /// The ring's words contradict each other: somebody scribbled over it.
+    Damaged,
+};
+
+/// What a route may still take: at most a quarter of the ring, unless it is the only one with records in it.
+pub const Credit = struct {
+    view: positions.View,
+    route: u32,
+
+    fn covers(credit: Credit, head: u64, span: u32) bool {
+        const header = credit.view.header();
+        const held = @atomicLoad(u32, &credit.view.route(credit.route).held_slots, .monotonic);
+        // Slots that the worker has not seen yet may be this route's.
+        const unseen = head -| @atomicLoad(u64, &header.scanned, .monotonic);
+        if (held +| unseen +| span <= ring.slot_count / 4) return true;
+        return @atomicLoad(u32, &header.sole_route, .monotonic) == credit.route;
+    }
+};
+
+/// Above this a position does not fit its lap's 40 bits.
+pub const position_limit: u64 = 1 << 50;
+
+/// Rounds without progress before a ring is called damaged. Progress by others is not counted: only a word that
+/// cannot be what it says.
+const damage_rounds_max = 1000;
+
+/// Claims `span` slots for `row`. `opening` gets position + 1 before each attempt and 0 where the attempt failed,
+/// so that a claim whose owner is jumped away from can be found again.
+pub fn claim(view: ring.View, row: u32, span: u32, credit: ?Credit, opening: *u64) ClaimError!Claim {
+    assert(row < ring.producer_rows);
+    assert(span >= 1 and span <= ring.span_slots_max);
+    const header = view.header();
+    var damage_rounds: u32 = 0;
+    while (damage_rounds < damage_rounds_max) {
+        // The tail after the head: the other way round, a stale head could seem to have room.
+        const head = @atomicLoad(u64, &header.head, .acquire);
+        const tail = @atomicLoad(u64, &header.tail, .acquire);
+        if (head >= position_limit) return error.Damaged;
+        const left = ring.slot_count - ring.slotIndex(head);
+        const padding = left < span;
+        const wanted: u32 = if (padding) left else span;
+        if (head + wanted > tail + ring.slot_count) return error.Full;
+        if (!padding) if (credit) |c| if (!c.covers(head, span)) return error.Full;
+
+        const lap = ring.lapOf(head);
+        const word = ring.StateWord{
+            .state = if (padding) .padding else .claimed,
+            .span = @intCast(wanted),
+            .owner = @intCast(row),
+            .lap = lap,
+        };
+        if (!padding) @atomicStore(u64, opening, head + 1, .monotonic);
+        const found_bits = @cmpxchgStrong(u64, view.stateWord(head), ring.StateWord.free(lap).bits(), word.bits(), .seq_cst, .acquire) orelse {
+            moveHead(header, head, wanted);
+            if (padding) continue;
+            return .{ .view = view, .position = head, .word = word };
+        };
+        if (!padding) @atomicStore(u64, opening, 0, .monotonic);
+
+        const found: ring.StateWord = @bitCast(found_bits);
+        if (found.lap != lap) {
+            // Taken and released since we read the head; or, if the head has not moved, nonsense.
+            if (@atomicLoad(u64, &header.head, .acquire) == head) damage_rounds += 1;
+            continue;
+        }
+        switch (found.state) {
+            .closed => return error.Closed,
+            .claimed, .passed, .committed, .committed_passed, .padding, .aborted => {
+                if (found.span >= 1 and found.span <= ring.span_slots_max and found.span <= left) {
+                    moveHead(header, head, found.span);
+                } else damage_rounds += 1;
+            },
+            .free, _ => damage_rounds += 1,
+        }
+    }
+    return error.Damaged;
+}
+
+/// Only from where the span began: the owner and its helpers may all try, one succeeds.
+fn moveHead(header: *ring.Header, from: u64, span: u32) void {
+    _ = @cmpxchgStrong(u64, &header.head, from, from + span, .seq_cst, .monotonic);
+}
+
+/// Where the payload goes: the whole span, as long as the claim is open.
+pub fn payload(open: Claim) []u8 {
+    return open.view.payload(open.position, open.span());
+}
+
+/// Writes the header of an open claim. Its payload is in place already: the checksum is taken from the copy in
+/// the ring, so that it says what really stands there, whatever the caller's buffer does meanwhile.
+pub fn seal(open: Claim, fields: ring.SlotHeader) void {
+    var header = fields;
+    header.position = open.position;
+    header.resolved_offset = 0;
+    header.payload_checksum = checksum.crc32c(0, payload(open)[0..header.length_bytes]);
+    header.header_checksum = header.computeChecksum();
+    open.view.slotHeader(open.position).* = header;
+}
+
+pub const Committed = enum {
+    /// Its completion is told by the positions.
+    committed,
+    /// The worker had gone on behind it: its completion is told by the slot's release alone.
+    committed_passed,
+    /// The daemon took the owner for dead, or a signal handler gave the claim up: nothing happened.
+    aborted,
+};
+
+pub fn commit(open: Claim) Committed {
+    const word = open.view.stateWord(open.position);
+    // seq_cst: the doorbell is looked at after this.
+    const found = @cmpxchgStrong(u64, word, open.word.bits(), open.word.with(.committed).bits(), .seq_cst, .acquire) orelse return .committed;
+    if (found != open.word.with(.passed).bits()) return .aborted;
+    if (@cmpxchgStrong(u64, word, found, open.word.with(.committed_passed).bits(), .seq_cst, .acquire) == null) return .committed_passed;
+    return .aborted;
+}
+
+/// Gives up a claim. True if it was still open and this thread's.
+pub fn abort(view: ring.View, row: u32, position: u64) bool {
+    const word = view.loadState(position);
+    if (word.lap != ring.lapOf(position) or word.owner != row) return false;
+    if (word.state != .claimed and word.state != .passed) return false;
+    if (@cmpxchgStrong(u64, view.stateWord(position), word.bits(), word.with(.aborted).bits(), .seq_cst, .acquire)) |changed_bits| {
+        const changed: ring.StateWord = @bitCast(changed_bits);
+        if (changed != word.with(.passed)) return false;
+        return @cmpxchgStrong(u64, view.stateWord(position), changed.bits(), changed.with(.aborted).bits(), .seq_cst, .acquire) == null;
+    }
+    return true;
+}
+
+/// The slots of the operation at `position` have been given back: a passed claim is done then.
+pub fn isReleased(view: ring.View, position: u64) bool {
+    return view.loadState(position).lap != ring.lapOf(position);
+}
+
+/// After a commit: wakes the worker if it sleeps. Costs one load where it does not.
+pub fn ringDoorbell(view: ring.View) void {
+    const doorbell = &view.header().doorbell;
+    if (@atomicLoad(u32, doorbell, .seq_cst) != 1) return;
+    if (@atomicRmw(u32, doorbell, .Xchg, 0, .seq_cst) == 1) system.futexWake(doorbell, 1, .shared);
+}

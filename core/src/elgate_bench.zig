@@ -1,0 +1,174 @@
+//! libelgate_bench.so: the loops of `elgate bench`, in native code so that what is measured is Elgate and the
+//! disk, not an interpreter. The client's functions come from the installed libelgate_client.so (loaded first,
+//! RTLD_GLOBAL); nothing of Elgate is compiled in here.
+//!
+//! Each loop fills `samples_ns` with one duration per operation (or per block of operations where that is
+//! said), until `samples` are full or CLOCK_MONOTONIC has reached `until_ns`, and returns how many it filled, or
+//! -errno.
+
+const std = @import("std");
+const linux = std.os.linux;
+const os = @import("engine/os.zig");
+
+extern "c" fn elgate_write(fd: c_int, buffer: [*]const u8, length_bytes: usize) i64;
+extern "c" fn elgate_fsync(fd: c_int) c_int;
+extern "c" fn elgate_append(fd: c_int, buffer: [*]const u8, length_bytes: usize, ticket: *u64) c_int;
+extern "c" fn elgate_wait(fd: c_int, ticket: u64, level: c_int, timeout_ms: i64) c_int;
+
+const level_durable = 2;
+const level_applied = 3;
+const payload_max = 1 << 20;
+const block_size = 4096;
+
+var payload: [payload_max]u8 align(block_size) = @splat('e');
+
+fn failed(errno: i32) i64 {
+    return -@as(i64, errno);
+}
+
+/// Accept alone: claim, copy, commit. One sample per block of `block` operations (its mean), so that the clock is
+/// not what is measured; between blocks the ring is let drain, so that no sample waits for space.
+export fn elgate_bench_accept(fd: c_int, length_bytes: usize, block: u32, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    var ticket: u64 = 0;
+    for (0..samples) |i| {
+        const start = os.monotonicNs();
+        if (start >= until_ns) return @intCast(i);
+        for (0..block) |_| {
+            const result = elgate_append(fd, &payload, length_bytes, &ticket);
+            if (result < 0) return result;
+        }
+        samples_ns[i] = (os.monotonicNs() - start) / block;
+        const waited = elgate_wait(fd, ticket, level_applied, -1);
+        if (waited < 0) return waited;
+    }
+    return @intCast(samples);
+}
+
+/// write() to the page cache, the same way: the native peer of an accept.
+export fn elgate_bench_page_cache(fd: c_int, length_bytes: usize, block: u32, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    for (0..samples) |i| {
+        const start = os.monotonicNs();
+        if (start >= until_ns) return @intCast(i);
+        for (0..block) |_| {
+            switch (os.check(linux.write(fd, &payload, length_bytes))) {
+                .value => {},
+                .errno => |errno| return failed(errno),
+            }
+        }
+        samples_ns[i] = (os.monotonicNs() - start) / block;
+    }
+    return @intCast(samples);
+}
+
+/// One record after the other, each waited for until it is durable.
+export fn elgate_bench_durable(fd: c_int, length_bytes: usize, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    for (0..samples) |i| {
+        const start = os.monotonicNs();
+        if (start >= until_ns) return @intCast(i);
+        var ticket: u64 = 0;
+        const result = elgate_append(fd, &payload, length_bytes, &ticket);
+        if (result < 0) return result;
+        const waited = elgate_wait(fd, ticket, level_durable, -1);
+        if (waited < 0) return waited;
+        samples_ns[i] = os.monotonicNs() - start;
+    }
+    return @intCast(samples);
+}
+
+/// write and fsync, as a hooked program does them.
+export fn elgate_bench_write_fsync(fd: c_int, length_bytes: usize, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    for (0..samples) |i| {
+        const start = os.monotonicNs();
+        if (start >= until_ns) return @intCast(i);
+        const result = elgate_write(fd, &payload, length_bytes);
+        if (result < 0) return result;
+        const synced = elgate_fsync(fd);
+        if (synced < 0) return synced;
+        samples_ns[i] = os.monotonicNs() - start;
+    }
+    return @intCast(samples);
+}
+
+/// Nobody waits: as many appends as fit into the time. Returns how many; all are applied when it returns.
+export fn elgate_bench_flood(fd: c_int, length_bytes: usize, until_ns: u64) i64 {
+    var count: i64 = 0;
+    var ticket: u64 = 0;
+    while (os.monotonicNs() < until_ns) {
+        for (0..64) |_| {
+            const result = elgate_append(fd, &payload, length_bytes, &ticket);
+            if (result < 0) return result;
+            count += 1;
+        }
+    }
+    const waited = elgate_wait(fd, ticket, level_applied, -1);
+    return if (waited < 0) waited else count;
+}
+
+/// write and fdatasync on a growing file: what a program without Elgate does.
+export fn elgate_bench_native(fd: c_int, length_bytes: usize, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    for (0..samples) |i| {
+        const start = os.monotonicNs();
+        if (start >= until_ns) return @intCast(i);
+        switch (os.check(linux.write(fd, &payload, length_bytes))) {
+            .value => {},
+            .errno => |errno| return failed(errno),
+        }
+        switch (os.check(linux.fdatasync(fd))) {
+            .value => {},
+            .errno => |errno| return failed(errno),
+        }
+        samples_ns[i] = os.monotonicNs() - start;
+    }
+    return @intCast(samples);
+}
+
+const RWF_DSYNC = 2;
+
+/// Makes `file_bytes` of a file real: allocated, zero-written, synced. For the raw loop.
+export fn elgate_bench_raw_prepare(fd: c_int, file_bytes: u64) i64 {
+    const zeros: [block_size]u8 align(block_size) = @splat(0);
+    var offset: u64 = 0;
+    while (offset < file_bytes) : (offset += block_size) {
+        switch (os.check(linux.pwrite(fd, &zeros, block_size, @intCast(offset)))) {
+            .value => {},
+            .errno => |errno| return failed(errno),
+        }
+    }
+    return switch (os.check(linux.fsync(fd))) {
+        .value => 0,
+        .errno => |errno| failed(errno),
+    };
+}
+
+/// The disk's own floor: one durable write of `length_bytes` (a multiple of 4096) after the other into a prepared
+/// file. `fd` is O_DIRECT where the file system has that.
+export fn elgate_bench_raw(fd: c_int, length_bytes: usize, file_bytes: u64, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    var offset: u64 = 0;
+    for (0..samples) |i| {
+        if (offset + length_bytes > file_bytes) offset = 0;
+        const vector = [1]std.posix.iovec_const{.{ .base = &payload, .len = length_bytes }};
+        const start = os.monotonicNs();
+        if (start >= until_ns) return @intCast(i);
+        switch (os.check(linux.pwritev2(fd, &vector, 1, @intCast(offset), RWF_DSYNC))) {
+            .value => {},
+            .errno => |errno| return failed(errno),
+        }
+        samples_ns[i] = os.monotonicNs() - start;
+        offset += length_bytes;
+    }
+    return @intCast(samples);
+}
+
+/// write() to the page cache, as many as fit into the time: the native peer of the flood. Returns how many.
+export fn elgate_bench_page_cache_flood(fd: c_int, length_bytes: usize, until_ns: u64) i64 {
+    var count: i64 = 0;
+    while (os.monotonicNs() < until_ns) {
+        for (0..64) |_| {
+            switch (os.check(linux.write(fd, &payload, length_bytes))) {
+                .value => count += 1,
+                .errno => |errno| return failed(errno),
+            }
+        }
+    }
+    return count;
+}

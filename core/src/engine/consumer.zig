@@ -1,0 +1,545 @@
+//! The daemon's side of the ring: find what is committed, pass what is not, give up what its dead owner left,
+//! release in order. Worker thread only.
+//!
+//! Nothing in the ring is trusted. A slot's header is copied once and the copy checked; the walk goes by the
+//! state words of the slots themselves, and the shared head is only asked whether a word that says nothing
+//! ought to say something. What makes no sense is skipped slot by slot up to the next word that does: interior
+//! words of a span are free, so the next record is found even where a span's length was scribbled over.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const ring = @import("../format/ring.zig");
+const os = @import("os.zig");
+const ring_file = @import("ring_file.zig");
+const Counters = @import("counters.zig").Counters;
+
+/// One committed operation. `header` is the daemon's own, checked copy.
+pub const Item = struct {
+    position: u64,
+    header: ring.SlotHeader,
+    owner: u32,
+};
+
+/// Why a slot was skipped, for the event.
+pub const Damage = struct {
+    position: u64,
+    owner: u32,
+    reason: []const u8,
+};
+
+pub const no_route: u16 = std.math.maxInt(u16);
+
+const Span = struct {
+    state: enum { unseen, consumed, skipped, passed },
+    /// A consumed span that had been passed: its owner waits for the release, which therefore waits until
+    /// the record is applied (`settle`).
+    settling: bool,
+    slots: u16,
+    route: u16,
+};
+
+pub const Consumer = struct {
+    view: ring.View,
+    counters: *Counters,
+    /// All below is released; the word in the ring follows.
+    tail: u64,
+    /// All below is seen: consumed, skipped or passed.
+    scan: u64,
+    spans: [ring.slot_count]Span,
+    passed: [ring.slot_count]u64,
+    passed_count: u32,
+    /// Slots per route that are consumed and not released.
+    held_slots: [1024]u32,
+    damage: ?Damage,
+
+    pub fn init(view: ring.View, counters: *Counters) Consumer {
+        var tail = @atomicLoad(u64, &view.header().tail, .acquire);
+        const head = @atomicLoad(u64, &view.header().head, .acquire);
+        // The daemon before may have been killed between freeing words and moving the tail.
+        var steps: u32 = 0;
+        while (tail < head and steps < ring.slot_count) : (steps += 1) {
+            const word = view.loadState(tail);
+            if (word.lap != ring.lapOf(tail) + 1 or word.state != .free) break;
+            tail += 1;
+        }
+        return .{
+            .view = view,
+            .counters = counters,
+            .tail = tail,
+            .scan = tail,
+            .spans = @splat(.{ .state = .unseen, .settling = false, .slots = 0, .route = no_route }),
+            .passed = undefined,
+            .passed_count = 0,
+            .held_slots = @splat(0),
+            .damage = null,
+        };
+    }
+
+    /// At a start, before rows are given out again: what dead owners left open below `head` is given up while
+    /// their rows still tell that they are dead.
+    pub fn abortDeadClaims(consumer: *Consumer, head: u64) void {
+        var position = consumer.tail;
+        while (position < head and position < consumer.tail + ring.slot_count) : (position += 1) {
+            const word = consumer.view.loadState(position);
+            if (word.lap != ring.lapOf(position)) continue;
+            if (word.state == .claimed or word.state == .passed) _ = consumer.abortIfOwnerGone(position, word);
+        }
+    }
+
+    /// The next committed operation that was not seen before, or null. The caller answers each with `consume`.
+    pub fn next(consumer: *Consumer) ?Item {
+        const view = consumer.view;
+        while (consumer.scan - consumer.tail < ring.slot_count) {
+            const position = consumer.scan;
+            // Head before word: a word that a claim has changed is seen by who sees the head behind it.
+            const head = @atomicLoad(u64, &view.header().head, .acquire);
+            const word = view.loadState(position);
+            if (head < position or head > consumer.tail + ring.slot_count) consumer.repairHead(head);
+            const valid = word.lap == ring.lapOf(position) and word.span >= 1 and word.span <= ring.span_slots_max and
+                ring.slotIndex(position) + word.span <= ring.slot_count and
+                position + word.span <= consumer.tail + ring.slot_count;
+            // An owner that died before it moved the head: once the span is released nobody could tell how far.
+            if (valid and word.state != .free and head == position) {
+                _ = @cmpxchgStrong(u64, &view.header().head, position, position + word.span, .acq_rel, .monotonic);
+            }
+            switch (if (valid) word.state else .free) {
+                .padding, .aborted => consumer.see(position, word.span, .skipped),
+                .committed, .committed_passed => {
+                    if (consumer.checked(position, word)) |item| return item;
+                },
+                .claimed => {
+                    if (consumer.abortIfOwnerGone(position, word)) continue;
+                    if (!consumer.somethingBehind(position, word)) return null;
+                    const passed = word.with(.passed).bits();
+                    if (@cmpxchgStrong(u64, view.stateWord(position), word.bits(), passed, .acq_rel, .acquire) != null) continue;
+                    consumer.pass(position, word);
+                    consumer.counters.add(.claims_passed_total, 1);
+                },
+                // Passed in an earlier daemon's life.
+                .passed => {
+                    if (consumer.abortIfOwnerGone(position, word)) continue;
+                    consumer.pass(position, word);
+                },
+                .closed => return null,
+                .free, _ => {
+                    if (position >= head or head > consumer.tail + ring.slot_count) return null;
+                    consumer.skipDamaged(position, word.owner, "its state word makes no sense");
+                },
+            }
+        }
+        return null;
+    }
+
+    /// The next operation among the passed claims that has been committed since, or null.
+    pub fn nextPassed(consumer: *Consumer) ?Item {
+        var i: u32 = 0;
+        while (i < consumer.passed_count) {
+            const position = consumer.passed[i];
+            const word = consumer.view.loadState(position);
+            const span = &consumer.spans[ring.slotIndex(position)];
+            switch (if (word.lap == ring.lapOf(position)) word.state else .aborted) {
+                .passed => if (!consumer.abortIfOwnerGone(position, word)) {
+                    i += 1;
+                },
+                .committed_passed => {
+                    consumer.forgetPassed(i);
+                    span.state = .skipped; // unless the caller consumes it
+                    if (word.span == span.slots) {
+                        if (consumer.readHeader(position, word)) |item| return item;
+                    } else consumer.reject(position, word.owner, "its span changed while it was open");
+                },
+                else => {
+                    consumer.forgetPassed(i);
+                    span.state = .skipped;
+                },
+            }
+        }
+        return null;
+    }
+
+    /// The operation that `next` or `nextPassed` gave has been taken over by `route`.
+    pub fn consume(consumer: *Consumer, item: *const Item, route: u16) void {
+        const span = &consumer.spans[ring.slotIndex(item.position)];
+        span.state = .consumed;
+        span.route = route;
+        if (route != no_route) consumer.held_slots[route] += span.slots;
+    }
+
+    /// As `consume`, for a passed claim: not released before `settle`.
+    pub fn consumePassed(consumer: *Consumer, item: *const Item, route: u16) void {
+        consumer.consume(item, route);
+        consumer.spans[ring.slotIndex(item.position)].settling = true;
+    }
+
+    pub fn settle(consumer: *Consumer, position: u64) void {
+        consumer.spans[ring.slotIndex(position)].settling = false;
+    }
+
+    /// Frees all spans from the tail on that are done. Wakes producers that wait for space.
+    pub fn release(consumer: *Consumer) void {
+        const view = consumer.view;
+        const before = consumer.tail;
+        while (consumer.tail < consumer.scan) {
+            const index = ring.slotIndex(consumer.tail);
+            const span = &consumer.spans[index];
+            switch (span.state) {
+                .unseen => unreachable,
+                .passed => break,
+                .consumed => {
+                    if (span.settling) break;
+                    if (span.route != no_route) consumer.held_slots[span.route] -= span.slots;
+                },
+                .skipped => {},
+            }
+            assert(span.slots >= 1);
+            const free = ring.StateWord.free(ring.lapOf(consumer.tail) + 1).bits();
+            // The first word last: as long as it stands, a daemon that is killed here finds the span whole.
+            var i: u64 = span.slots;
+            while (i > 0) {
+                i -= 1;
+                @atomicStore(u64, view.stateWord(consumer.tail + i), free, .release);
+            }
+            consumer.tail += span.slots;
+            span.* = .{ .state = .unseen, .settling = false, .slots = 0, .route = no_route };
+        }
+        if (consumer.tail == before) return;
+        const header = view.header();
+        @atomicStore(u64, &header.tail, consumer.tail, .seq_cst);
+        if (@atomicLoad(u32, &header.space_waiters, .seq_cst) != 0) {
+            _ = @atomicRmw(u32, &header.space_sequence, .Add, 1, .seq_cst);
+            os.futexWake(&header.space_sequence, std.math.maxInt(i32));
+        }
+    }
+
+    /// Whether anything that `next` or `nextPassed` would give may be there. Called after the doorbell is set.
+    pub fn somethingToDo(consumer: *Consumer) bool {
+        const word = consumer.view.loadState(consumer.scan);
+        if (consumer.scan - consumer.tail < ring.slot_count and word.lap == ring.lapOf(consumer.scan)) {
+            switch (word.state) {
+                .free, .closed => {},
+                .claimed => if (consumer.somethingBehind(consumer.scan, word)) return true,
+                else => return true,
+            }
+        }
+        for (consumer.passed[0..consumer.passed_count]) |position| {
+            if (consumer.view.loadState(position).state != .passed) return true;
+        }
+        return false;
+    }
+
+    /// All operations at positions below `position` are seen, none is passed and open.
+    pub fn isBehind(consumer: *const Consumer, position: u64) bool {
+        if (consumer.scan < position) return false;
+        for (consumer.passed[0..consumer.passed_count]) |passed| {
+            if (passed < position) return false;
+        }
+        return true;
+    }
+
+    pub fn takeDamage(consumer: *Consumer) ?Damage {
+        defer consumer.damage = null;
+        return consumer.damage;
+    }
+
+    pub fn reject(consumer: *Consumer, position: u64, owner: u32, reason: []const u8) void {
+        consumer.counters.add(.slots_damaged_total, 1);
+        consumer.damage = .{ .position = position, .owner = owner, .reason = reason };
+    }
+
+    fn see(consumer: *Consumer, position: u64, slots: u16, state: @FieldType(Span, "state")) void {
+        assert(position == consumer.scan);
+        assert(slots >= 1);
+        consumer.spans[ring.slotIndex(position)] = .{ .state = state, .settling = false, .slots = slots, .route = no_route };
+        consumer.scan += slots;
+    }
+
+    fn checked(consumer: *Consumer, position: u64, word: ring.StateWord) ?Item {
+        if (consumer.readHeader(position, word)) |item| {
+            consumer.see(position, word.span, .skipped); // unless the caller consumes it
+            return item;
+        }
+        // One slot only: if the span was false, the true next record is found this way.
+        consumer.see(position, 1, .skipped);
+        return null;
+    }
+
+    fn readHeader(consumer: *Consumer, position: u64, word: ring.StateWord) ?Item {
+        const shared: *const volatile ring.SlotHeader = consumer.view.slotHeader(position);
+        const header: ring.SlotHeader = shared.*;
+        const reason = reason: {
+            if (header.computeChecksum() != header.header_checksum) break :reason "its header checksum is wrong";
+            if (header.position != position) break :reason "its header belongs to another position";
+            if (header.length_bytes > ring.payload_bytes_max) break :reason "its length is above the limit";
+            if (ring.spanForLength(header.length_bytes) != word.span) break :reason "its length does not fit its span";
+            return .{ .position = position, .header = header, .owner = word.owner };
+        };
+        consumer.reject(position, word.owner, reason);
+        return null;
+    }
+
+    fn skipDamaged(consumer: *Consumer, position: u64, owner: u32, reason: []const u8) void {
+        // Where a false span is skipped, each of its interior slots comes by here: one count for the run.
+        const continues = position > consumer.tail and consumer.spans[ring.slotIndex(position - 1)].state == .skipped;
+        if (!continues) consumer.reject(position, owner, reason);
+        consumer.see(position, 1, .skipped);
+    }
+
+    fn pass(consumer: *Consumer, position: u64, word: ring.StateWord) void {
+        // A false span must not swallow what stands behind the true one.
+        var slots: u16 = 1;
+        while (slots < word.span) : (slots += 1) {
+            if (consumer.view.loadState(position + slots).state != .free) break;
+        }
+        consumer.passed[consumer.passed_count] = position;
+        consumer.passed_count += 1;
+        consumer.see(position, slots, .passed);
+    }
+
+    fn forgetPassed(consumer: *Consumer, index: u32) void {
+        consumer.passed_count -= 1;
+        consumer.passed[index] = consumer.passed[consumer.passed_count];
+    }
+
+    fn abortIfOwnerGone(consumer: *Consumer, position: u64, word: ring.StateWord) bool {
+        if (word.owner < ring.producer_rows and
+            ring_file.ownerOf(consumer.view.producerRow(word.owner)) == .living) return false;
+        const aborted = word.with(.aborted).bits();
+        if (@cmpxchgStrong(u64, consumer.view.stateWord(position), word.bits(), aborted, .acq_rel, .acquire) == null) {
+            consumer.counters.add(.claims_aborted_total, 1);
+        }
+        return true; // look again: aborted now, or committed in the last moment
+    }
+
+    fn somethingBehind(consumer: *const Consumer, position: u64, word: ring.StateWord) bool {
+        const behind = position + word.span;
+        if (behind >= consumer.tail + ring.slot_count) return true; // the ring is full of claims: all are passed
+        const other = consumer.view.loadState(behind);
+        return other.lap == ring.lapOf(behind) and other.state != .free and other.state != .closed;
+    }
+
+    /// A head that cannot be: set it behind the last claim that the words show.
+    fn repairHead(consumer: *Consumer, seen: u64) void {
+        var position = consumer.scan;
+        while (position < consumer.tail + ring.slot_count) {
+            const word = consumer.view.loadState(position);
+            if (word.lap != ring.lapOf(position) or word.state == .free or word.state == .closed) break;
+            position += @max(1, word.span);
+        }
+        if (seen == position) return;
+        if (@cmpxchgStrong(u64, &consumer.view.header().head, seen, position, .acq_rel, .acquire) == null) {
+            consumer.counters.add(.heads_repaired_total, 1);
+            consumer.reject(consumer.scan, 0, "the ring's head pointed outside the ring; it was set right");
+        }
+    }
+};
+
+// ---- tests: a ring in plain memory, and a producer that does exactly what each test says ----------------
+
+const testing = std.testing;
+
+const TestRing = struct {
+    memory: []align(std.heap.page_size_min) u8,
+    counters: *Counters,
+    consumer: *Consumer,
+
+    fn init() !TestRing {
+        const memory = try testing.allocator.alignedAlloc(u8, .fromByteUnits(std.heap.page_size_min), ring.file_size);
+        @memset(memory[0..ring.slots_offset], 0);
+        const counters = try testing.allocator.create(Counters);
+        counters.* = .{};
+        const consumer = try testing.allocator.create(Consumer);
+        consumer.* = Consumer.init(.{ .memory = memory }, counters);
+        return .{ .memory = memory, .counters = counters, .consumer = consumer };
+    }
+
+    fn deinit(self: TestRing) void {
+        testing.allocator.destroy(self.consumer);
+        testing.allocator.destroy(self.counters);
+        testing.allocator.free(self.memory);
+    }
+
+    fn view(self: TestRing) ring.View {
+        return .{ .memory = self.memory };
+    }
+
+    /// Claims at the head; row 1 is a living thread's, row 2 a dead one's.
+    fn claim(self: TestRing, owner: u11, length_bytes: u32) u64 {
+        const rows = self.view();
+        @as(*u32, @ptrCast(&rows.producerRow(1).mutex)).* = 4711;
+        @as(*u32, @ptrCast(&rows.producerRow(2).mutex)).* = 4712 | ring.mutex_owner_died;
+        const head = &self.view().header().head;
+        const span: u9 = @intCast(ring.spanForLength(length_bytes));
+        const position = head.*;
+        const word = ring.StateWord{ .state = .claimed, .span = span, .owner = owner, .lap = ring.lapOf(position) };
+        self.view().stateWord(position).* = word.bits();
+        head.* += span;
+        var header = std.mem.zeroes(ring.SlotHeader);
+        header.position = position;
+        header.length_bytes = length_bytes;
+        header.operation = @intFromEnum(ring.Operation.append);
+        header.header_checksum = header.computeChecksum();
+        self.view().slotHeader(position).* = header;
+        return position;
+    }
+
+    fn set(self: TestRing, position: u64, state: ring.State) void {
+        self.view().stateWord(position).* = self.view().loadState(position).with(state).bits();
+    }
+
+    fn commit(self: TestRing, length_bytes: u32) u64 {
+        const position = self.claim(1, length_bytes);
+        self.set(position, .committed);
+        return position;
+    }
+
+    fn expectNext(self: TestRing, position: u64) !void {
+        const item = self.consumer.next() orelse return error.NothingThere;
+        try testing.expectEqual(position, item.position);
+        self.consumer.consume(&item, 0);
+    }
+};
+
+test "committed operations come in order, once, and are released for the next lap" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    // Five laps of spans of changing length; where one would cross the end, padding.
+    var produced: u64 = 0;
+    var length: u32 = 1;
+    while (t.view().header().head < 5 * ring.slot_count) : (length = (length * 7 + 501) % 100_000) {
+        const left = ring.slot_count - ring.slotIndex(t.view().header().head);
+        if (ring.spanForLength(length) > left) {
+            const position = t.view().header().head;
+            t.view().stateWord(position).* = (ring.StateWord{ .state = .padding, .span = @intCast(left), .owner = 1, .lap = ring.lapOf(position) }).bits();
+            t.view().header().head += left;
+        }
+        const position = t.commit(length);
+        produced += 1;
+        try t.expectNext(position);
+        try testing.expectEqual(null, t.consumer.next());
+        t.consumer.release();
+        try testing.expectEqual(t.view().header().head, t.consumer.tail);
+        try testing.expectEqual(t.consumer.tail, t.view().header().tail);
+        try testing.expectEqual(@as(u32, 0), t.consumer.held_slots[0]);
+    }
+    try testing.expectEqual(@as(u64, 0), t.counters.get(.slots_damaged_total));
+}
+
+test "an open claim is passed when something stands behind it, and holds up the release alone" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    const open = t.claim(1, 100);
+    try testing.expectEqual(null, t.consumer.next()); // nothing behind it: waited for
+    const behind = t.commit(100);
+    try t.expectNext(behind);
+    try testing.expectEqual(ring.State.passed, t.view().loadState(open).state);
+    t.consumer.release();
+    try testing.expectEqual(@as(u64, 0), t.consumer.tail);
+    try testing.expect(!t.consumer.isBehind(open + 1));
+    t.set(open, .committed_passed);
+    const item = t.consumer.nextPassed().?;
+    try testing.expectEqual(open, item.position);
+    t.consumer.consumePassed(&item, 0);
+    t.consumer.release();
+    try testing.expectEqual(@as(u64, 0), t.consumer.tail); // its owner waits for the release: not before it is applied
+    t.consumer.settle(open);
+    t.consumer.release();
+    try testing.expectEqual(@as(u64, 2), t.consumer.tail);
+}
+
+test "a claim whose owner is dead is given up, passed or not" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    const dead = t.claim(2, 5000);
+    const behind = t.commit(10);
+    try t.expectNext(behind);
+    try testing.expectEqual(ring.State.aborted, t.view().loadState(dead).state);
+    t.consumer.release();
+    try testing.expectEqual(behind + 1, t.consumer.tail);
+    try testing.expectEqual(@as(u64, 1), t.counters.get(.claims_aborted_total));
+
+    const living = t.claim(1, 10);
+    const last = t.commit(10);
+    try t.expectNext(last);
+    @as(*u32, @ptrCast(&t.view().producerRow(1).mutex)).* |= ring.mutex_owner_died;
+    try testing.expectEqual(null, t.consumer.nextPassed());
+    try testing.expectEqual(ring.State.aborted, t.view().loadState(living).state);
+    t.consumer.release();
+    try testing.expectEqual(last + 1, t.consumer.tail);
+}
+
+test "an owner that died before it moved the head does not leave the head behind" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    const dead = t.claim(2, 5000);
+    t.view().header().head = dead;
+    try testing.expectEqual(null, t.consumer.next());
+    try testing.expectEqual(dead + 2, t.view().header().head);
+    try t.expectNext(t.commit(1));
+}
+
+test "whatever is scribbled over one slot, the records around it come out" {
+    var seed: u64 = 0;
+    while (seed < 400) : (seed += 1) {
+        errdefer std.debug.print("seed {d}\n", .{seed});
+        var prng = std.Random.DefaultPrng.init(seed);
+        const random = prng.random();
+        const t = try TestRing.init();
+        defer t.deinit();
+        var places: [12]u64 = undefined;
+        for (&places) |*place| place.* = t.commit(random.uintLessThan(u32, 20_000));
+        const victim = places[random.uintLessThan(usize, places.len)];
+        const word: [*]u8 = @ptrCast(t.view().stateWord(victim));
+        const header: [*]u8 = @ptrCast(t.view().slotHeader(victim));
+        switch (random.uintLessThan(u32, 3)) {
+            0 => random.bytes(word[0..8]),
+            1 => header[random.uintLessThan(usize, 56)] +%= random.intRangeAtMost(u8, 1, 255),
+            2 => { // a false span
+                var changed = t.view().loadState(victim);
+                changed.span = random.int(u9);
+                t.view().stateWord(victim).* = changed.bits();
+            },
+            else => unreachable,
+        }
+        var found: usize = 0;
+        var victim_found = false;
+        for (0..ring.slot_count) |_| {
+            const item = t.consumer.next() orelse t.consumer.nextPassed() orelse break;
+            t.consumer.consume(&item, 0);
+            if (item.position == victim) victim_found = true else found += 1;
+        }
+        try testing.expectEqual(places.len - 1, found);
+        if (!victim_found) try testing.expect(t.counters.get(.slots_damaged_total) > 0 or t.consumer.passed_count > 0 or t.counters.get(.claims_aborted_total) > 0 or t.view().loadState(victim).state == .padding or t.view().loadState(victim).state == .aborted);
+    }
+}
+
+test "a head that points anywhere is set right" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    const first = t.commit(10);
+    for ([_]u64{ std.math.maxInt(u64), 5 * ring.slot_count, 0 }) |nonsense| {
+        const true_head = t.view().header().head;
+        if (nonsense == true_head) continue;
+        t.view().header().head = nonsense;
+        while (t.consumer.next()) |item| t.consumer.consume(&item, 0);
+        try testing.expectEqual(true_head, t.view().header().head);
+    }
+    _ = first;
+    try t.expectNext(t.commit(10));
+}
+
+test "a daemon that was killed between freeing words and moving the tail is continued" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    _ = t.commit(10);
+    _ = t.commit(9000);
+    const kept = t.commit(10);
+    while (t.consumer.next()) |item| t.consumer.consume(&item, 0);
+    t.consumer.release();
+    t.view().header().tail = 0; // the store that did not happen
+    t.view().stateWord(kept).* = (ring.StateWord{ .state = .committed, .span = 1, .owner = 1, .lap = 0 }).bits();
+    var counters = Counters{};
+    const again = try testing.allocator.create(Consumer);
+    defer testing.allocator.destroy(again);
+    again.* = Consumer.init(t.view(), &counters);
+    try testing.expectEqual(kept, again.next().?.position);
+}

@@ -1,0 +1,674 @@
+//! The control socket: sessions, file handles, threads' rows. One thread; it never touches a byte of data.
+//!
+//! A session asks one thing at a time and waits for the answer; while the worker works on it nothing more is
+//! read from that session.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const linux = std.os.linux;
+const control = @import("../format/control.zig");
+const ring = @import("../format/ring.zig");
+const positions = @import("../format/positions.zig");
+const routes = @import("../format/routes.zig");
+const wal = @import("../format/wal.zig");
+const os = @import("os.zig");
+const files = @import("files.zig");
+const File = files.File;
+const State = @import("state.zig").State;
+const Route = @import("route.zig").Route;
+const Request = @import("requests.zig").Request;
+const Failure = @import("failure.zig").Failure;
+const steps = @import("steps.zig");
+
+pub const sessions_max = 4096;
+
+const Credentials = extern struct { pid: i32, uid: u32, gid: u32 };
+
+const Session = struct {
+    id: u64,
+    fd: i32,
+    credentials: Credentials,
+    greeted: bool = false,
+    /// A request of its is with the worker.
+    busy: bool = false,
+    /// The socket is gone; freed when the worker has answered what is still with it.
+    closed: bool = false,
+    outstanding: u32 = 0,
+    handles: std.ArrayListUnmanaged(OpenHandle) = .empty,
+};
+
+const OpenHandle = struct { index: u32, file: *File };
+
+const InodeKey = struct { device: u64, inode: u64 };
+
+pub const Control = struct {
+    state: *State,
+    listen_fd: i32,
+    epoll_fd: i32,
+    /// Held while anything here is looked at or changed; free while the thread waits.
+    mutex: std.Thread.Mutex = .{},
+    sessions: std.AutoHashMapUnmanaged(i32, *Session) = .empty,
+    sessions_by_id: std.AutoHashMapUnmanaged(u64, *Session) = .empty,
+    next_session: u64 = 1,
+    registry: std.AutoHashMapUnmanaged(InodeKey, *File) = .empty,
+    handle_used: std.StaticBitSet(positions.handles_max) = .initEmpty(),
+    next_handle: u32 = 0,
+    /// Sealed memfd with the table that clients get, and our own view of it.
+    routes_fd: i32 = -1,
+    table: routes.Table = undefined,
+    table_memory: []align(8) u8 = &.{},
+    stopped: bool = false,
+
+    pub fn init(state: *State, listen_fd: i32, failure: *Failure) error{Failed}!Control {
+        const epoll_fd = switch (os.descriptor(linux.epoll_create1(linux.EPOLL.CLOEXEC))) {
+            .fd => |fd| fd,
+            .errno => |errno| return failure.set(errno, "cannot make an epoll descriptor: {s}", .{Failure.nameOf(errno)}),
+        };
+        var self = Control{ .state = state, .listen_fd = listen_fd, .epoll_fd = epoll_fd };
+        self.watch(listen_fd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
+        self.watch(state.control_eventfd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
+        return self;
+    }
+
+    /// Files that replay found: known from the start, without handles.
+    pub fn adopt(self: *Control, file: *File) void {
+        self.registry.put(self.state.allocator, keyOf(file), file) catch {};
+    }
+
+    /// Thread body.
+    pub fn run(self: *Control) void {
+        var events: [64]linux.epoll_event = undefined;
+        while (true) {
+            const result = os.check(linux.epoll_wait(self.epoll_fd, &events, events.len, 1000));
+            self.mutex.lock();
+            defer self.mutex.unlock();
+            if (self.stopped) {
+                // The worker's last answers: files that it has let go of.
+                self.takeAnswers();
+                return;
+            }
+            const count = result.ok() orelse 0;
+            for (events[0..count]) |event| {
+                const fd = event.data.fd;
+                if (fd == self.listen_fd) {
+                    self.acceptAll();
+                } else if (fd == self.state.control_eventfd) {
+                    self.takeAnswers();
+                } else if (self.sessions.get(fd)) |session| {
+                    self.serve(session, event.events);
+                }
+            }
+        }
+    }
+
+    /// Any thread: ends `run`, closes every session.
+    pub fn stop(self: *Control) void {
+        self.mutex.lock();
+        self.stopped = true;
+        self.mutex.unlock();
+        const one: u64 = 1;
+        _ = linux.write(self.state.control_eventfd, std.mem.asBytes(&one), 8);
+    }
+
+    /// After `run` has ended.
+    pub fn deinit(self: *Control) void {
+        const allocator = self.state.allocator;
+        var sessions = self.sessions_by_id.valueIterator();
+        while (sessions.next()) |entry| {
+            const session = entry.*;
+            if (!session.closed) os.close(session.fd);
+            session.handles.deinit(allocator);
+            allocator.destroy(session);
+        }
+        self.sessions.deinit(allocator);
+        self.sessions_by_id.deinit(allocator);
+        var known = self.registry.valueIterator();
+        while (known.next()) |file| destroyFile(self.state, file.*);
+        self.registry.deinit(allocator);
+        if (self.routes_fd >= 0) os.close(self.routes_fd);
+        allocator.free(self.table_memory);
+        os.close(self.epoll_fd);
+        os.close(self.listen_fd);
+    }
+
+    fn watch(self: *Control, fd: i32, operation: u32, interest: u32) void {
+        var event = linux.epoll_event{ .events = interest, .data = .{ .fd = fd } };
+        _ = linux.epoll_ctl(self.epoll_fd, operation, fd, &event);
+    }
+
+    // ---- sessions -----------------------------------------------------------------------------------
+
+    fn acceptAll(self: *Control) void {
+        while (true) {
+            const fd = switch (os.descriptor(linux.accept4(self.listen_fd, null, null, linux.SOCK.CLOEXEC | linux.SOCK.NONBLOCK))) {
+                .fd => |fd| fd,
+                .errno => return,
+            };
+            self.open(fd) catch os.close(fd);
+        }
+    }
+
+    fn open(self: *Control, fd: i32) !void {
+        const allocator = self.state.allocator;
+        if (self.sessions.count() >= sessions_max) return error.TooMany;
+        var credentials: Credentials = undefined;
+        var length: linux.socklen_t = @sizeOf(Credentials);
+        if (os.check(linux.getsockopt(fd, linux.SOL.SOCKET, linux.SO.PEERCRED, std.mem.asBytes(&credentials), &length)) == .errno) return error.NoCredentials;
+        const session = try allocator.create(Session);
+        errdefer allocator.destroy(session);
+        session.* = .{ .id = self.next_session, .fd = fd, .credentials = credentials };
+        try self.sessions.put(allocator, fd, session);
+        errdefer _ = self.sessions.remove(fd);
+        try self.sessions_by_id.put(allocator, session.id, session);
+        self.next_session += 1;
+        self.watch(fd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN | linux.EPOLL.RDHUP);
+        self.state.counters.add(.sessions_opened_total, 1);
+        self.state.counters.add(.sessions_open, 1);
+    }
+
+    fn close(self: *Control, session: *Session) void {
+        if (session.closed) return;
+        session.closed = true;
+        _ = self.sessions.remove(session.fd);
+        os.close(session.fd);
+        self.state.counters.subtract(.sessions_open, 1);
+        if (session.greeted) self.state.events.post(.info, "session_closed", .{ .session = session.id, .pid = session.credentials.pid });
+        // Threads that outlive their session must not commit under handles that are about to go: what they
+        // claimed before they could see this stands below the head that the worker reads next.
+        for (&self.state.row_sessions, 0..) |*owner, row| {
+            if (@atomicLoad(u64, owner, .acquire) != session.id) continue;
+            @atomicStore(u64, &self.state.ring.view.producerRow(@intCast(row)).session, 0, .seq_cst);
+        }
+        for (session.handles.items) |handle| {
+            self.ask(session, .{ .kind = .release, .session = session.id, .file = handle.file, .handle = handle.index }) catch continue;
+        }
+        self.ask(session, .{ .kind = .forget_session, .session = session.id }) catch {};
+    }
+
+    /// Everything of a closed session has been answered.
+    fn retire(self: *Control, session: *Session) void {
+        assert(session.closed and session.outstanding == 0);
+        _ = self.sessions_by_id.remove(session.id);
+        session.handles.deinit(self.state.allocator);
+        self.state.allocator.destroy(session);
+    }
+
+    fn ask(self: *Control, session: *Session, request: Request) !void {
+        const made = try self.state.allocator.create(Request);
+        made.* = request;
+        session.outstanding += 1;
+        self.state.postToWorker(made);
+    }
+
+    // ---- messages -----------------------------------------------------------------------------------
+
+    const Message = struct {
+        bytes: [control.message_bytes_max]u8 align(8),
+        length: usize,
+        descriptors: [control.descriptors_max]i32,
+        descriptor_count: usize,
+
+        fn as(message: *const Message, comptime T: type) ?*const T {
+            if (message.length != @sizeOf(T)) return null;
+            return @ptrCast(&message.bytes);
+        }
+
+        fn closeDescriptors(message: *Message) void {
+            for (message.descriptors[0..message.descriptor_count]) |fd| os.close(fd);
+            message.descriptor_count = 0;
+        }
+    };
+
+    const ReceiveError = error{ WouldBlock, Closed, Malformed };
+
+    fn receive(fd: i32, message: *Message) ReceiveError!void {
+        var iov = [1]std.posix.iovec{.{ .base = &message.bytes, .len = message.bytes.len }};
+        var ancillary: [256]u8 align(8) = undefined;
+        var header = linux.msghdr{
+            .name = null,
+            .namelen = 0,
+            .iov = &iov,
+            .iovlen = 1,
+            .control = &ancillary,
+            .controllen = ancillary.len,
+            .flags = 0,
+        };
+        message.descriptor_count = 0;
+        const length = switch (os.check(linux.recvmsg(fd, &header, linux.MSG.DONTWAIT | linux.MSG.CMSG_CLOEXEC))) {
+            .value => |value| value,
+            .errno => |errno| return if (errno == @intFromEnum(linux.E.AGAIN) or errno == @intFromEnum(linux.E.INTR)) error.WouldBlock else error.Closed,
+        };
+        var surplus = false;
+        var offset: usize = 0;
+        while (offset + @sizeOf(AncillaryHeader) <= header.controllen) {
+            const part: *const AncillaryHeader = @ptrCast(@alignCast(&ancillary[offset]));
+            if (part.length < @sizeOf(AncillaryHeader) or part.length > header.controllen - offset) break;
+            if (part.level == linux.SOL.SOCKET and part.kind == scm_rights) {
+                var at = offset + @sizeOf(AncillaryHeader);
+                while (at + 4 <= offset + part.length) : (at += 4) {
+                    const received = std.mem.readInt(i32, ancillary[at..][0..4], .little);
+                    if (message.descriptor_count < message.descriptors.len) {
+                        message.descriptors[message.descriptor_count] = received;
+                        message.descriptor_count += 1;
+                    } else {
+                        os.close(received);
+                        surplus = true;
+                    }
+                }
+            }
+            offset += std.mem.alignForward(usize, part.length, 8);
+        }
+        message.length = length;
+        if (length == 0 and message.descriptor_count == 0) return error.Closed;
+        if (surplus or header.flags & (linux.MSG.TRUNC | linux.MSG.CTRUNC) != 0) return error.Malformed;
+        if (length < @sizeOf(control.MessageHeader)) return error.Malformed;
+        const head: *const control.MessageHeader = @ptrCast(&message.bytes);
+        if (head.magic != control.magic or head.length_bytes != length) return error.Malformed;
+    }
+
+    const AncillaryHeader = extern struct { length: usize, level: i32, kind: i32 };
+    const scm_rights = 1;
+
+    fn reply(self: *Control, session: *Session, comptime kind: control.Kind, sequence: u32, answer: anytype, descriptors: []const i32) void {
+        var message = answer;
+        message.header = .{
+            .magic = control.magic,
+            .version = control.version,
+            .kind = @intFromEnum(kind),
+            .length_bytes = @sizeOf(@TypeOf(answer)),
+            .sequence = sequence,
+        };
+        var iov = [1]std.posix.iovec_const{.{ .base = std.mem.asBytes(&message), .len = @sizeOf(@TypeOf(answer)) }};
+        var ancillary: [64]u8 align(8) = @splat(0);
+        const part_length = @sizeOf(AncillaryHeader) + descriptors.len * 4;
+        if (descriptors.len > 0) {
+            const part: *AncillaryHeader = @ptrCast(&ancillary);
+            part.* = .{ .length = part_length, .level = linux.SOL.SOCKET, .kind = scm_rights };
+            for (descriptors, 0..) |fd, i| std.mem.writeInt(i32, ancillary[@sizeOf(AncillaryHeader) + i * 4 ..][0..4], fd, .little);
+        }
+        const header = linux.msghdr_const{
+            .name = null,
+            .namelen = 0,
+            .iov = &iov,
+            .iovlen = 1,
+            .control = if (descriptors.len > 0) &ancillary else null,
+            .controllen = if (descriptors.len > 0) std.mem.alignForward(usize, part_length, 8) else 0,
+            .flags = 0,
+        };
+        // One answer to one question always fits; a client that does not read its answers loses its session.
+        const sent = os.check(linux.sendmsg(session.fd, &header, linux.MSG.DONTWAIT | linux.MSG.NOSIGNAL));
+        if (sent == .errno) self.close(session);
+    }
+
+    fn refuse(self: *Control, session: *Session, sequence: u32, refusal: control.Refusal, errno: i32) void {
+        self.reply(session, .refused, sequence, control.Refused{ .header = undefined, .refusal = refusal, .errno = errno }, &.{});
+    }
+
+    fn serve(self: *Control, session: *Session, events: u32) void {
+        if (events & linux.EPOLL.IN != 0 and !session.busy) {
+            var message: Message = undefined;
+            receive(session.fd, &message) catch |err| switch (err) {
+                error.WouldBlock => return,
+                error.Closed => return self.finish(session),
+                error.Malformed => {
+                    message.closeDescriptors();
+                    self.state.counters.add(.messages_bad_total, 1);
+                    self.state.events.post(.warning, "control_message_bad", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid, .length_bytes = message.length, .reason = "its magic, its length or its descriptors are not those of a message" });
+                    self.refuse(session, 0, .bad_message, 0);
+                    return self.finish(session);
+                },
+            };
+            self.dispatch(session, &message);
+            message.closeDescriptors();
+            if (session.closed) return self.retireIfDone(session);
+            return;
+        }
+        if (events & (linux.EPOLL.HUP | linux.EPOLL.RDHUP | linux.EPOLL.ERR) != 0) self.finish(session);
+    }
+
+    fn finish(self: *Control, session: *Session) void {
+        self.close(session);
+        self.retireIfDone(session);
+    }
+
+    fn retireIfDone(self: *Control, session: *Session) void {
+        if (session.closed and session.outstanding == 0) self.retire(session);
+    }
+
+    fn dispatch(self: *Control, session: *Session, message: *Message) void {
+        const head: *const control.MessageHeader = @ptrCast(&message.bytes);
+        const kind: control.Kind = @enumFromInt(head.kind);
+        const sequence = head.sequence;
+        if (head.version != control.version) return self.refuse(session, sequence, .version_mismatch, 0);
+        if (session.greeted == (kind == .hello)) return self.refuse(session, sequence, .out_of_order, 0);
+        switch (kind) {
+            .hello => if (message.as(control.Hello)) |hello| return self.greet(session, hello),
+            .attach_thread => if (message.as(control.AttachThread)) |_| return self.attachThread(session, sequence),
+            .register_file => if (message.as(control.RegisterFile)) |_| {
+                if (message.descriptor_count == 1) return self.registerFile(session, sequence, message.descriptors[0]);
+            },
+            .release_file => if (message.as(control.ReleaseFile)) |asked| return self.askForHandle(session, sequence, .release, asked.handle, asked.file_id, 0),
+            .fence_file => if (message.as(control.FenceFile)) |asked| return self.askForHandle(session, sequence, .fence, asked.handle, asked.file_id, asked.reason),
+            .fetch_routes => if (message.as(control.FetchRoutes)) |_| {
+                return self.reply(session, .routes, sequence, control.Routes{ .header = undefined, .routes_bytes = self.table_memory.len }, &.{self.routes_fd});
+            },
+            else => {},
+        }
+        self.state.counters.add(.messages_bad_total, 1);
+        self.state.events.post(.warning, "control_message_bad", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid, .kind = head.kind, .length_bytes = message.length, .reason = "its kind is unknown, or its length or descriptors do not fit its kind" });
+        self.refuse(session, sequence, .bad_message, 0);
+    }
+
+    fn greet(self: *Control, session: *Session, hello: *const control.Hello) void {
+        const state = self.state;
+        const sequence = hello.header.sequence;
+        if (hello.ring_version != ring.version or hello.positions_version != positions.version or hello.routes_version != routes.version) {
+            state.events.post(.warning, "client_of_another_version", .{ .session = session.id, .pid = session.credentials.pid, .ring_version = hello.ring_version, .our_ring_version = ring.version });
+            return self.refuse(session, sequence, .version_mismatch, 0);
+        }
+        // The shared ring is for one user: whoever can map it can read and forge what is in it.
+        if (session.credentials.uid != linux.geteuid()) {
+            state.events.post(.warning, "client_of_another_user", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid });
+            return self.refuse(session, sequence, .wrong_user, @intFromEnum(linux.E.PERM));
+        }
+        session.greeted = true;
+        const runtime = std.mem.sliceTo(&hello.runtime, 0);
+        state.events.post(.info, "session_opened", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid, .runtime = runtime });
+        self.reply(session, .welcome, sequence, control.Welcome{
+            .header = undefined,
+            .session = session.id,
+            .ring_uuid = state.ring.view.header().uuid,
+            .ring_bytes = ring.file_size,
+            .positions_bytes = positions.file_size,
+            .routes_bytes = self.table_memory.len,
+            .daemon_epoch = state.publisher.header().daemon_epoch,
+        }, &.{ state.ring.client_fd, state.publisher.fd, self.routes_fd });
+    }
+
+    fn attachThread(self: *Control, session: *Session, sequence: u32) void {
+        for (&self.state.row_sessions, 0..) |*owner, row| {
+            if (@atomicLoad(u64, owner, .acquire) != 0) continue;
+            // Only this thread gives rows; the worker only frees them.
+            @atomicStore(u64, owner, session.id, .release);
+            // Another daemon's session of the same number must not look like this one.
+            const lease = @max(1, self.state.publisher.header().daemon_epoch +% session.id);
+            @atomicStore(u64, &self.state.ring.view.producerRow(@intCast(row)).session, lease, .seq_cst);
+            self.state.counters.add(.threads_attached_total, 1);
+            return self.reply(session, .thread_attached, sequence, control.ThreadAttached{ .header = undefined, .row = @intCast(row), .reserved = 0 }, &.{});
+        }
+        self.state.events.post(.warning, "threads_exhausted", .{ .session = session.id, .limit = ring.producer_rows });
+        self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.AGAIN));
+    }
+
+    // ---- files --------------------------------------------------------------------------------------
+
+    fn keyOf(file: *const File) InodeKey {
+        return .{ .device = file.identity.blob.device, .inode = file.identity.blob.inode };
+    }
+
+    fn registerFile(self: *Control, session: *Session, sequence: u32, client_fd: i32) void {
+        const state = self.state;
+        var errno: i32 = 0;
+        const refusal = refusal: {
+            if (@atomicLoad(bool, &state.stopping, .acquire)) break :refusal control.Refusal.stopping;
+            const handle = self.takeHandle() orelse break :refusal .limit_reached;
+            const file = self.fileFor(client_fd, &errno) catch |err| {
+                self.handle_used.unset(handle);
+                break :refusal switch (err) {
+                    error.NotRegular => control.Refusal.not_a_regular_file,
+                    error.SeveralLinks => .several_links,
+                    error.NotWritable => .not_open_for_writing,
+                    error.NoPath, error.NotOnARoute => .not_on_a_route,
+                    error.CannotReopen => .cannot_reopen,
+                    error.NoAttribute => .no_attribute,
+                    error.LogFailed => .log_failed,
+                    error.OutOfMemory => .limit_reached,
+                };
+            };
+            session.handles.append(state.allocator, .{ .index = handle, .file = file }) catch {
+                self.handle_used.unset(handle);
+                break :refusal .limit_reached;
+            };
+            file.handles += 1;
+            self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .file = file, .handle = handle }) catch {
+                _ = session.handles.pop();
+                file.handles -= 1;
+                self.handle_used.unset(handle);
+                break :refusal .limit_reached;
+            };
+            self.suspendReading(session);
+            return;
+        };
+        state.counters.add(.files_refused_total, 1);
+        var path: [4096]u8 = undefined;
+        const text: []const u8 = if (os.pathOf(client_fd, &path)) |known| known else "?";
+        state.events.post(.warning, "file_stays_native", .{ .session = session.id, .path = text, .reason = @tagName(refusal), .errno = errno });
+        self.refuse(session, sequence, refusal, errno);
+    }
+
+    fn takeHandle(self: *Control) ?u32 {
+        // Round and round, so that a number comes back as late as it can.
+        for (0..positions.handles_max) |_| {
+            const index = self.next_handle;
+            self.next_handle = (self.next_handle + 1) % positions.handles_max;
+            if (self.handle_used.isSet(index)) continue;
+            self.handle_used.set(index);
+            return index;
+        }
+        return null;
+    }
+
+    const FileError = files.Unfit || error{ NotOnARoute, LogFailed, OutOfMemory };
+
+    /// The File of the inode behind a client's descriptor, opened by our own rights; made if it is new.
+    fn fileFor(self: *Control, client_fd: i32, errno: *i32) FileError!*File {
+        const state = self.state;
+        const allocator = state.allocator;
+        const identity = try allocator.create(files.Identity);
+        defer allocator.destroy(identity);
+        const fd = try files.reopen(client_fd, identity, errno);
+        errdefer os.close(fd);
+        const entry = self.table.match(identity.pathText()) orelse return error.NotOnARoute;
+        const key = InodeKey{ .device = identity.blob.device, .inode = identity.blob.inode };
+        if (self.registry.get(key)) |file| {
+            if (file.handles == 0) {
+                // It was kept open for reading only, or by replay: write to it through the new description.
+                if (os.check(linux.dup3(fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true }))) == .errno) return error.CannotReopen;
+            }
+            os.close(fd);
+            return file;
+        }
+        const route = state.route(entry.route);
+        const log_uuid = route.log.uuid;
+        // An attribute of this very log on a file that is not known: its log window is over, take it anew.
+        const file_id = newFileId();
+        const marked = files.mark(fd, identity.pathText(), log_uuid, file_id);
+        if (marked != 0) {
+            errno.* = marked;
+            return error.NoAttribute;
+        }
+        steps.reached(.marked);
+        const file = try allocator.create(File);
+        errdefer allocator.destroy(file);
+        file.* = .{ .file_id = file_id, .route = route.index, .identity = identity.*, .fd = fd };
+        try self.registry.put(allocator, key, file);
+        state.counters.add(.files_open, 1);
+        return file;
+    }
+
+    fn newFileId() u64 {
+        while (true) {
+            const id = os.randomU64();
+            if (id != 0) return id;
+        }
+    }
+
+    fn askForHandle(self: *Control, session: *Session, sequence: u32, kind: Request.Kind, index: u32, file_id: u64, reason: u32) void {
+        for (session.handles.items) |handle| {
+            if (handle.index != index or handle.file.file_id != file_id) continue;
+            self.ask(session, .{ .kind = kind, .session = session.id, .sequence = sequence, .file = handle.file, .handle = index, .reason = reason }) catch
+                return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
+            return self.suspendReading(session);
+        }
+        self.refuse(session, sequence, .unknown_handle, @intFromEnum(linux.E.BADF));
+    }
+
+    fn suspendReading(self: *Control, session: *Session) void {
+        session.busy = true;
+        self.watch(session.fd, linux.EPOLL.CTL_MOD, linux.EPOLL.RDHUP);
+    }
+
+    fn resumeReading(self: *Control, session: *Session) void {
+        session.busy = false;
+        self.watch(session.fd, linux.EPOLL.CTL_MOD, linux.EPOLL.IN | linux.EPOLL.RDHUP);
+    }
+
+    // ---- the worker's answers -----------------------------------------------------------------------
+
+    fn takeAnswers(self: *Control) void {
+        var count: u64 = 0;
+        _ = linux.read(self.state.control_eventfd, std.mem.asBytes(&count), 8);
+        var next = self.state.to_control.takeAll();
+        while (next) |request| {
+            next = request.next;
+            self.answered(request);
+        }
+    }
+
+    fn answered(self: *Control, request: *Request) void {
+        const state = self.state;
+        switch (request.kind) {
+            .offer_file => {
+                // Opened again meanwhile: then the worker is told that nothing comes of it.
+                const wanted = request.file.?.handles != 0;
+                request.* = .{ .kind = .forget_file, .session = 0, .file = request.file, .errno = if (wanted) @intFromEnum(linux.E.BUSY) else 0 };
+                return state.postToWorker(request);
+            },
+            .forget_file => {
+                if (request.errno == 0 and request.file.?.handles == 0) self.forgetFile(request.file.?);
+                return state.allocator.destroy(request);
+            },
+            else => {},
+        }
+        defer state.allocator.destroy(request);
+        const session = self.sessions_by_id.get(request.session).?;
+        session.outstanding -= 1;
+        switch (request.kind) {
+            .activate => {
+                const file = request.file.?;
+                if (request.errno != 0) {
+                    self.dropHandle(session, request.handle, true);
+                    if (!session.closed) self.refuse(session, request.sequence, .log_failed, request.errno);
+                } else {
+                    state.counters.add(.files_registered_total, 1);
+                    if (!session.closed) self.reply(session, .file_registered, request.sequence, control.FileRegistered{
+                        .header = undefined,
+                        .file_id = file.file_id,
+                        .handle = request.handle,
+                        .route = file.route,
+                    }, &.{});
+                }
+            },
+            .release => {
+                self.dropHandle(session, request.handle, request.errno == 0);
+                if (!session.closed) self.reply(session, .file_released, request.sequence, control.Done{ .header = undefined }, &.{});
+            },
+            .fence => {
+                const file = request.file.?;
+                state.events.post(.info, "file_went_native", .{ .session = session.id, .path = file.identity.pathText(), .reason = request.reason, .errno = request.errno });
+                if (!session.closed) {
+                    if (request.errno != 0) {
+                        self.refuse(session, request.sequence, .log_failed, request.errno);
+                    } else self.reply(session, .file_fenced, request.sequence, control.Done{ .header = undefined }, &.{});
+                }
+            },
+            .forget_session => {},
+            .offer_file, .forget_file => unreachable,
+        }
+        if (session.closed) self.retireIfDone(session) else if (session.busy) self.resumeReading(session);
+    }
+
+    fn dropHandle(self: *Control, session: *Session, index: u32, quiet: bool) void {
+        for (session.handles.items, 0..) |handle, i| {
+            if (handle.index != index) continue;
+            _ = session.handles.swapRemove(i);
+            self.handle_used.unset(index);
+            handle.file.handles -= 1;
+            if (handle.file.handles == 0 and quiet) closeForWriting(handle.file);
+            return;
+        }
+    }
+
+    /// So that a program that was just written can be executed. Keeps the number, and a description to sync by.
+    fn closeForWriting(file: *File) void {
+        var link: [32]u8 = undefined;
+        const path = std.fmt.bufPrintZ(&link, "/proc/self/fd/{d}", .{file.fd}) catch unreachable;
+        const fd = switch (os.descriptor(linux.open(path, .{ .ACCMODE = .RDONLY, .CLOEXEC = true, .NONBLOCK = true, .NOCTTY = true }, 0))) {
+            .fd => |fd| fd,
+            .errno => return, // unreadable for us: then it stays open for writing until the checkpoint
+        };
+        defer os.close(fd);
+        _ = os.check(linux.dup3(fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true })));
+    }
+
+    fn forgetFile(self: *Control, file: *File) void {
+        // The log no longer holds anything for it: who finds it without a daemon may use it natively.
+        files.unmark(file.fd);
+        _ = self.registry.remove(keyOf(file));
+        self.state.counters.subtract(.files_open, 1);
+        destroyFile(self.state, file);
+    }
+
+    fn destroyFile(state: *State, file: *File) void {
+        os.close(file.fd);
+        file.handle_list.deinit(state.allocator);
+        state.allocator.destroy(file);
+    }
+
+    // ---- routes -------------------------------------------------------------------------------------
+
+    /// Makes the table that clients get from now on: `order` is the configuration's (first match wins).
+    /// With `mutex` held, or before `run`.
+    pub fn publishRoutes(self: *Control, order: []const *Route, failure: *Failure) error{Failed}!void {
+        const allocator = self.state.allocator;
+        var total: usize = @sizeOf(routes.TableHeader) + order.len * @sizeOf(routes.Entry);
+        for (order) |route| total += route.pattern.len + route.name.len;
+        const memory = allocator.alignedAlloc(u8, .@"8", total) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for the table of {d} routes", .{order.len});
+        errdefer allocator.free(memory);
+        const header: *routes.TableHeader = @ptrCast(memory.ptr);
+        const generation = self.state.publisher.header().routes_generation +% 1;
+        header.* = .{ .magic = routes.magic, .version = routes.version, .count = @intCast(order.len), .generation = generation, .reserved = 0, .total_bytes = total };
+        const entries: [*]routes.Entry = @ptrCast(memory.ptr + @sizeOf(routes.TableHeader));
+        var at: u32 = @intCast(@sizeOf(routes.TableHeader) + order.len * @sizeOf(routes.Entry));
+        for (order, 0..) |route, i| {
+            entries[i] = .{
+                .route = route.index,
+                .flags = route.flags,
+                .pattern_offset = at,
+                .pattern_length = @intCast(route.pattern.len),
+                .name_offset = at + @as(u32, @intCast(route.pattern.len)),
+                .name_length = @intCast(route.name.len),
+                .reserved = 0,
+            };
+            @memcpy(memory[at..][0..route.pattern.len], route.pattern);
+            @memcpy(memory[at + route.pattern.len ..][0..route.name.len], route.name);
+            at += @intCast(route.pattern.len + route.name.len);
+        }
+        const fd = switch (os.descriptor(linux.memfd_create("elgate-routes", linux.MFD.CLOEXEC | linux.MFD.ALLOW_SEALING))) {
+            .fd => |fd| fd,
+            .errno => |errno| return failure.set(errno, "cannot make the route table (memfd_create): {s}", .{Failure.nameOf(errno)}),
+        };
+        errdefer os.close(fd);
+        const written = os.check(linux.pwrite(fd, memory.ptr, memory.len, 0)).ok() orelse 0;
+        if (written != memory.len) return failure.set(@intFromEnum(linux.E.NOMEM), "cannot write the route table of {d} bytes: the host is short of memory", .{memory.len});
+        const add_seals = 1033;
+        _ = linux.fcntl(fd, add_seals, 0x1 | 0x2 | 0x4 | 0x8); // seal, shrink, grow, write
+
+        if (self.routes_fd >= 0) os.close(self.routes_fd);
+        allocator.free(self.table_memory);
+        self.routes_fd = fd;
+        self.table_memory = memory;
+        self.table = routes.Table.init(memory) catch unreachable;
+        @atomicStore(u32, &self.state.publisher.header().routes_generation, generation, .release);
+    }
+};

@@ -1,0 +1,59 @@
+//! What the engine counts. One enum is the one definition: names and order for the C ABI come from it.
+
+const std = @import("std");
+
+pub const Counter = enum(u32) {
+    records_total,
+    record_bytes_total,
+    barriers_total,
+    groups_total,
+    group_bytes_total,
+    applied_bytes_total,
+    apply_failures_total,
+    log_failures_total,
+    slots_damaged_total,
+    records_rejected_total,
+    claims_passed_total,
+    claims_aborted_total,
+    heads_repaired_total,
+    worker_sleeps_total,
+    sessions_opened_total,
+    sessions_open,
+    messages_bad_total,
+    files_registered_total,
+    files_refused_total,
+    files_open,
+    threads_attached_total,
+    fences_total,
+    foreign_truncates_total,
+    checkpoints_total,
+    checkpoint_failures_total,
+    replayed_records_total,
+    replayed_bytes_total,
+    ring_slots_recovered_total,
+    records_quarantined_total,
+    events_dropped_total,
+};
+
+pub const count = std.enums.values(Counter).len;
+
+pub const Counters = struct {
+    values: [count]u64 = @splat(0),
+
+    /// Any thread.
+    pub fn add(counters: *Counters, counter: Counter, amount: u64) void {
+        _ = @atomicRmw(u64, &counters.values[@intFromEnum(counter)], .Add, amount, .monotonic);
+    }
+
+    pub fn subtract(counters: *Counters, counter: Counter, amount: u64) void {
+        _ = @atomicRmw(u64, &counters.values[@intFromEnum(counter)], .Sub, amount, .monotonic);
+    }
+
+    pub fn get(counters: *const Counters, counter: Counter) u64 {
+        return @atomicLoad(u64, &counters.values[@intFromEnum(counter)], .monotonic);
+    }
+};
+
+pub fn name(index: u32) [:0]const u8 {
+    return @tagName(@as(Counter, @enumFromInt(index)));
+}

@@ -1,0 +1,174 @@
+//! Brings logged operations into their target files, through the worker's io_uring, so that a file system that
+//! stalls never stops the worker. Worker thread only.
+//!
+//! Each file has a queue of runs; one run of a file is in the kernel at a time, so writes to one file keep
+//! their order. Adjacent writes are merged into one run before they are submitted (a small buffered write
+//! through io_uring costs seven times a plain one, a merged one pays for that). Short writes are continued.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const linux = std.os.linux;
+const os = @import("../os.zig");
+const Uring = @import("../uring.zig").Uring;
+const File = @import("../files.zig").File;
+const Buffer = @import("../buffers.zig").Buffer;
+
+/// One contiguous write, or one change of a file's size. Its bytes lie in the log buffer that it came from,
+/// which stays untouched until the run is done.
+pub const Run = struct {
+    kind: enum { write, truncate, allocate },
+    argument: u32,
+    offset: u64,
+    length: u64,
+    /// Of `length`, already in the file.
+    done: u64,
+    vector_first: u32,
+    vector_count: u32,
+    buffer: *Buffer,
+    next: ?*Run,
+    /// The target refused it: it no longer holds up the applied position, but its bytes are kept.
+    refused: bool,
+};
+
+pub const vectors_per_run_max: u32 = 512;
+
+pub const Queue = struct {
+    first: ?*Run = null,
+    last: ?*Run = null,
+    in_flight: bool = false,
+
+    pub fn isEmpty(queue: *const Queue) bool {
+        return queue.first == null;
+    }
+};
+
+/// What the worker does with the applier's news.
+pub const Sink = struct {
+    context: *anyopaque,
+    /// A run is in its file.
+    applied: *const fn (context: *anyopaque, file: *File, run: *Run) void,
+    /// The target refused with this errno: all that is queued waits until `retry`.
+    refused: *const fn (context: *anyopaque, file: *File, errno: i32) void,
+    /// What it had refused is in the file after all.
+    recovered: *const fn (context: *anyopaque, file: *File) void,
+};
+
+pub const Applier = struct {
+    uring: *Uring,
+    sink: Sink,
+    in_flight: u32 = 0,
+    /// Files whose next run could not be handed over because the queue was full.
+    starved: bool = false,
+
+    pub fn enqueue(file: *File, run: *Run) void {
+        run.next = null;
+        if (file.queue.last) |last| last.next = run else file.queue.first = run;
+        file.queue.last = run;
+        run.buffer.pending_runs += 1;
+        run.buffer.pinned_runs += 1;
+    }
+
+    /// Hands the file's next run to the kernel if none is there. What changes a size is done at once.
+    pub fn start(applier: *Applier, file: *File) void {
+        while (!file.queue.in_flight and (file.failed_errno == 0 or file.retrying)) {
+            const run = file.queue.first orelse return;
+            switch (run.kind) {
+                .write => {
+                    const entry = applier.uring.prepare() orelse blk: {
+                        applier.uring.submit();
+                        break :blk applier.uring.prepare() orelse {
+                            applier.starved = true;
+                            return;
+                        };
+                    };
+                    entry.opcode = .WRITEV;
+                    entry.fd = file.fd;
+                    entry.off = run.offset + run.done;
+                    entry.addr = @intFromPtr(&run.buffer.vectors[run.vector_first]);
+                    entry.len = run.vector_count;
+                    entry.user_data = @intFromPtr(file);
+                    file.queue.in_flight = true;
+                    applier.in_flight += 1;
+                },
+                .truncate => applier.finish(file, run, os.check(linux.ftruncate(file.fd, @intCast(run.offset))).err()),
+                .allocate => applier.finish(file, run, os.check(linux.fallocate(file.fd, @bitCast(run.argument), @intCast(run.offset), @intCast(run.length))).err()),
+            }
+        }
+    }
+
+    /// One completion of ours: `result` as the kernel gave it.
+    pub fn completed(applier: *Applier, file: *File, result: i32) void {
+        assert(file.queue.in_flight);
+        file.queue.in_flight = false;
+        applier.in_flight -= 1;
+        const run = file.queue.first.?;
+        if (result < 0) {
+            const errno = -result;
+            const again = errno == @intFromEnum(linux.E.AGAIN) or errno == @intFromEnum(linux.E.INTR);
+            if (!again) applier.refuse(file, errno);
+        } else if (result == 0 and run.length > run.done) {
+            // A regular file that takes no byte and gives no error is broken.
+            applier.refuse(file, @intFromEnum(linux.E.IO));
+        } else {
+            advance(run, @intCast(result));
+            if (run.done == run.length) applier.pop(file, run);
+        }
+        applier.start(file);
+    }
+
+    /// Tries a refused file again.
+    pub fn retry(applier: *Applier, file: *File) void {
+        assert(file.failed_errno != 0);
+        if (file.queue.in_flight) return;
+        file.retrying = true;
+        applier.start(file);
+    }
+
+    fn finish(applier: *Applier, file: *File, run: *Run, errno: i32) void {
+        if (errno != 0) applier.refuse(file, errno) else applier.pop(file, run);
+    }
+
+    fn pop(applier: *Applier, file: *File, run: *Run) void {
+        file.queue.first = run.next;
+        if (run.next == null) file.queue.last = null;
+        if (!run.refused) run.buffer.pending_runs -= 1;
+        run.buffer.pinned_runs -= 1;
+        applier.sink.applied(applier.sink.context, file, run);
+        if (file.retrying and file.queue.isEmpty()) {
+            file.retrying = false;
+            file.failed_errno = 0;
+            applier.sink.recovered(applier.sink.context, file);
+        }
+    }
+
+    fn refuse(applier: *Applier, file: *File, errno: i32) void {
+        const known = file.failed_errno != 0;
+        file.failed_errno = errno;
+        file.retrying = false;
+        if (known) return; // tried again in vain: no news, and nothing new was queued
+        var next = file.queue.first;
+        while (next) |run| : (next = run.next) {
+            if (run.refused) continue;
+            run.refused = true;
+            run.buffer.pending_runs -= 1;
+        }
+        applier.sink.refused(applier.sink.context, file, errno);
+    }
+
+    fn advance(run: *Run, written: u64) void {
+        run.done += written;
+        assert(run.done <= run.length);
+        var rest: usize = @intCast(written);
+        while (rest > 0) {
+            const vector = &run.buffer.vectors[run.vector_first];
+            const taken = @min(rest, vector.len);
+            vector.base += taken;
+            vector.len -= taken;
+            rest -= taken;
+            if (vector.len == 0 and run.vector_count > 1) {
+                run.vector_first += 1;
+                run.vector_count -= 1;
+            }
+        }
+    }
+};

@@ -1,0 +1,262 @@
+//! Files under Elgate's care: who they are (identity, attribute), and proof that they can be opened again.
+//!
+//! A File is made by the control thread when its first handle is registered, or by replay. From then on its
+//! `queue` half belongs to the worker, its `handles` half to the control thread.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const linux = std.os.linux;
+const wal = @import("../format/wal.zig");
+const os = @import("os.zig");
+const applier = @import("disk/applier.zig");
+const Buffer = @import("buffers.zig").Buffer;
+
+pub const Identity = struct {
+    blob: wal.FileIdentity,
+    path: [4096]u8,
+
+    pub fn pathText(identity: *const Identity) []const u8 {
+        return identity.path[0..identity.blob.path_length];
+    }
+
+    /// Length of the record payload: the blob, then the path.
+    pub fn payloadBytes(identity: *const Identity) u32 {
+        return @sizeOf(wal.FileIdentity) + identity.blob.path_length;
+    }
+
+    pub fn writePayload(identity: *const Identity, payload: []u8) void {
+        assert(payload.len == identity.payloadBytes());
+        @memcpy(payload[0..@sizeOf(wal.FileIdentity)], std.mem.asBytes(&identity.blob));
+        @memcpy(payload[@sizeOf(wal.FileIdentity)..], identity.pathText());
+    }
+
+    /// null: the payload is not an identity (damaged, or of a length that cannot be).
+    pub fn parse(payload: []const u8) ?Identity {
+        var identity: Identity = undefined;
+        if (payload.len < @sizeOf(wal.FileIdentity)) return null;
+        @memcpy(std.mem.asBytes(&identity.blob), payload[0..@sizeOf(wal.FileIdentity)]);
+        const path = payload[@sizeOf(wal.FileIdentity)..];
+        if (path.len != identity.blob.path_length or path.len == 0 or path.len >= 4096 or path[0] != '/') return null;
+        if (std.mem.indexOfScalar(u8, path, 0) != null) return null;
+        @memcpy(identity.path[0..path.len], path);
+        return identity;
+    }
+};
+
+pub const File = struct {
+    file_id: u64,
+    route: u32,
+    identity: Identity,
+    /// Open for writing while a handle is registered or the queue is not empty; else for reading, only to sync
+    /// it, so that a program that has just been written can be executed (no ETXTBSY). Same number throughout.
+    fd: i32,
+
+    // Control thread.
+    handles: u32 = 0,
+
+    // Worker thread.
+    queue: applier.Queue = .{},
+    /// Where the next append goes, while `end_known`.
+    end: u64 = 0,
+    end_known: bool = false,
+    /// The last LSN that replay would need for this file; 0: none in this life.
+    last_lsn: u64 = 0,
+    /// Written since the last checkpoint took it.
+    dirty: bool = false,
+    /// Not 0: the target refused a write with this errno. Nothing new is taken, what is queued is tried again
+    /// from time to time.
+    failed_errno: i32 = 0,
+    retrying: bool = false,
+    /// Its identity stands in the log above the checkpoint.
+    identity_lsn: u64 = 0,
+    /// Handles on it, as indices into the positions memory.
+    handle_list: std.ArrayListUnmanaged(u32) = .empty,
+    /// Link in the worker's list of files that it knows.
+    known: bool = false,
+    /// Link in the buffer that is being built (see Buffer.add).
+    chain_buffer: ?*Buffer = null,
+    chain_first: u32 = 0,
+    chain_last: u32 = 0,
+};
+
+/// Why a descriptor is not taken, in the terms of control.Refusal.
+pub const Unfit = error{ NotRegular, SeveralLinks, NotWritable, NoPath, CannotReopen, NoAttribute };
+
+/// Looks at a client's descriptor and opens the same inode again with the daemon's own rights, by its path, as
+/// replay will. `errno_out`: why, where the system said.
+pub fn reopen(client_fd: i32, identity: *Identity, errno_out: *i32) Unfit!i32 {
+    const stat = switch (os.statOf(client_fd)) {
+        .stat => |stat| stat,
+        .errno => |errno| {
+            errno_out.* = errno;
+            return error.NotRegular;
+        },
+    };
+    if (!stat.isRegular()) return error.NotRegular;
+    if (stat.links != 1) return error.SeveralLinks;
+    const flags = os.check(linux.fcntl(client_fd, linux.F.GETFL, 0)).ok() orelse return error.NotWritable;
+    const access = flags & 3; // O_ACCMODE
+    if (access != 1 and access != 2) return error.NotWritable;
+    const o_path = 0o10000000;
+    if (flags & o_path != 0) return error.NotWritable;
+    const path = os.pathOf(client_fd, &identity.path) orelse return error.NoPath;
+    const fd = try openSame(path, stat.device, stat.inode, .WRONLY, errno_out);
+    identity.blob = describe(fd, stat, @intCast(path.len));
+    return fd;
+}
+
+fn openSame(path: [:0]const u8, device: u64, inode: u64, access: std.posix.ACCMODE, errno_out: *i32) Unfit!i32 {
+    const flags = linux.O{ .ACCMODE = access, .CLOEXEC = true, .NOFOLLOW = true, .NONBLOCK = true, .NOCTTY = true };
+    const fd = switch (os.descriptor(linux.open(path, flags, 0))) {
+        .fd => |fd| fd,
+        .errno => |errno| {
+            errno_out.* = errno;
+            return error.CannotReopen;
+        },
+    };
+    switch (os.statOf(fd)) {
+        .stat => |stat| if (stat.device == device and stat.inode == inode and stat.isRegular()) return fd,
+        .errno => {},
+    }
+    os.close(fd);
+    errno_out.* = @intFromEnum(linux.E.STALE);
+    return error.CannotReopen;
+}
+
+const FS_IOC_GETVERSION = 0x80087601;
+
+fn describe(fd: i32, stat: os.Stat, path_length: u32) wal.FileIdentity {
+    var blob = std.mem.zeroes(wal.FileIdentity);
+    blob.inode = stat.inode;
+    blob.device = stat.device;
+    blob.mode = stat.mode;
+    blob.uid = stat.uid;
+    blob.gid = stat.gid;
+    blob.path_length = path_length;
+    blob.inode_generation = generationOf(fd);
+    var handle: extern struct { bytes: u32, kind: i32, data: [128]u8 } = .{ .bytes = 128, .kind = 0, .data = undefined };
+    var mount: i32 = 0;
+    const named = os.check(linux.syscall5(.name_to_handle_at, @as(usize, @bitCast(@as(isize, fd))), @intFromPtr(""), @intFromPtr(&handle), @intFromPtr(&mount), linux.AT.EMPTY_PATH));
+    if (named == .value and handle.bytes <= 128) {
+        blob.kernel_handle_type = handle.kind;
+        blob.kernel_handle_length = handle.bytes;
+        @memcpy(blob.kernel_handle[0..handle.bytes], handle.data[0..handle.bytes]);
+    }
+    return blob;
+}
+
+fn generationOf(fd: i32) u32 {
+    var generation: c_long = 0;
+    const result = os.check(linux.ioctl(fd, FS_IOC_GETVERSION, @intFromPtr(&generation)));
+    return if (result == .value) @truncate(@as(u64, @bitCast(generation))) else 0;
+}
+
+pub fn readAttribute(fd: i32) ?wal.FileAttribute {
+    var attribute: wal.FileAttribute = undefined;
+    const length = os.check(linux.fgetxattr(fd, wal.attribute_name, std.mem.asBytes(&attribute), @sizeOf(wal.FileAttribute))).ok() orelse return null;
+    if (length != @sizeOf(wal.FileAttribute) or attribute.magic != wal.attribute_magic or attribute.version != wal.version) return null;
+    return attribute;
+}
+
+/// Sets the attribute and makes it, and the file's very existence, durable. Errno, or 0.
+pub fn mark(fd: i32, path: []const u8, log_uuid: [16]u8, file_id: u64) i32 {
+    const attribute = wal.FileAttribute{ .magic = wal.attribute_magic, .version = wal.version, .log_uuid = log_uuid, .file_id = file_id };
+    const set = os.check(linux.fsetxattr(fd, wal.attribute_name, std.mem.asBytes(&attribute), @sizeOf(wal.FileAttribute), 0)).err();
+    if (set != 0) return set;
+    const synced = os.check(linux.fsync(fd)).err();
+    if (synced != 0) return synced;
+    return syncParent(path);
+}
+
+pub fn unmark(fd: i32) void {
+    _ = os.check(linux.syscall2(.fremovexattr, @as(usize, @bitCast(@as(isize, fd))), @intFromPtr(wal.attribute_name)));
+}
+
+fn syncParent(path: []const u8) i32 {
+    var buffer: [4096]u8 = undefined;
+    const parent = std.fs.path.dirname(path) orelse "/";
+    if (parent.len >= buffer.len) return @intFromEnum(linux.E.NAMETOOLONG);
+    @memcpy(buffer[0..parent.len], parent);
+    buffer[parent.len] = 0;
+    const fd = switch (os.descriptor(linux.open(buffer[0..parent.len :0], .{ .DIRECTORY = true, .CLOEXEC = true }, 0))) {
+        .fd => |fd| fd,
+        .errno => |errno| return errno,
+    };
+    defer os.close(fd);
+    return os.check(linux.fsync(fd)).err();
+}
+
+/// Finds the inode that an identity names, for replay: by its path, by the kernel's handle where permitted,
+/// or by looking through the directory where it last was. Only that very inode will do: same number, same
+/// generation, and our attribute with this file id on it.
+pub fn find(identity: *const Identity, log_uuid: [16]u8, file_id: u64) ?i32 {
+    var path: [4096:0]u8 = undefined;
+    const text = identity.pathText();
+    @memcpy(path[0..text.len], text);
+    path[text.len] = 0;
+    if (openVerified(linux.AT.FDCWD, path[0..text.len :0], identity, log_uuid, file_id)) |fd| return fd;
+    if (openByHandle(identity, text, log_uuid, file_id)) |fd| return fd;
+    return searchDirectory(identity, text, log_uuid, file_id);
+}
+
+fn openVerified(directory: i32, name: [:0]const u8, identity: *const Identity, log_uuid: [16]u8, file_id: u64) ?i32 {
+    const flags = linux.O{ .ACCMODE = .WRONLY, .CLOEXEC = true, .NOFOLLOW = true, .NONBLOCK = true, .NOCTTY = true };
+    const fd = os.check(linux.openat(directory, name, flags, 0)).ok() orelse return null;
+    return verified(@intCast(fd), identity, log_uuid, file_id);
+}
+
+fn verified(fd: i32, identity: *const Identity, log_uuid: [16]u8, file_id: u64) ?i32 {
+    const good = good: {
+        const stat = switch (os.statOf(fd)) {
+            .stat => |stat| stat,
+            .errno => break :good false,
+        };
+        // The device number may change from boot to boot; the attribute tells the file system apart.
+        if (!stat.isRegular() or stat.inode != identity.blob.inode) break :good false;
+        if (identity.blob.inode_generation != 0 and generationOf(fd) != identity.blob.inode_generation) break :good false;
+        const attribute = readAttribute(fd) orelse break :good false;
+        break :good attribute.file_id == file_id and std.mem.eql(u8, &attribute.log_uuid, &log_uuid);
+    };
+    if (good) return fd;
+    os.close(fd);
+    return null;
+}
+
+fn openByHandle(identity: *const Identity, path: []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
+    const length = identity.blob.kernel_handle_length;
+    if (length == 0 or length > 128) return null;
+    var parent: [4096:0]u8 = undefined;
+    const directory = std.fs.path.dirname(path) orelse "/";
+    @memcpy(parent[0..directory.len], directory);
+    parent[directory.len] = 0;
+    const mount = os.check(linux.open(parent[0..directory.len :0], .{ .DIRECTORY = true, .CLOEXEC = true }, 0)).ok() orelse return null;
+    defer os.close(@intCast(mount));
+    const handle: extern struct { bytes: u32, kind: i32, data: [128]u8 } = .{ .bytes = length, .kind = identity.blob.kernel_handle_type, .data = identity.blob.kernel_handle };
+    const flags: u32 = @bitCast(linux.O{ .ACCMODE = .WRONLY, .CLOEXEC = true, .NONBLOCK = true });
+    const fd = os.check(linux.syscall3(.open_by_handle_at, mount, @intFromPtr(&handle), flags)).ok() orelse return null;
+    return verified(@intCast(fd), identity, log_uuid, file_id);
+}
+
+const search_entries_max = 100_000;
+
+fn searchDirectory(identity: *const Identity, path: []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
+    const parent = std.fs.path.dirname(path) orelse "/";
+    var directory = std.fs.openDirAbsolute(parent, .{ .iterate = true }) catch return null;
+    defer directory.close();
+    var iterator = directory.iterate();
+    var seen: u32 = 0;
+    while (iterator.next() catch return null) |entry| {
+        seen += 1;
+        if (seen > search_entries_max) return null;
+        if (entry.kind != .file and entry.kind != .unknown) continue;
+        var name: [256:0]u8 = undefined;
+        if (entry.name.len > 255) continue;
+        @memcpy(name[0..entry.name.len], entry.name);
+        name[entry.name.len] = 0;
+        var buffer: linux.Statx = undefined;
+        const looked = os.check(linux.statx(directory.fd, name[0..entry.name.len :0], linux.AT.SYMLINK_NOFOLLOW, linux.STATX_INO, &buffer));
+        if (looked == .errno or buffer.ino != identity.blob.inode) continue;
+        if (openVerified(directory.fd, name[0..entry.name.len :0], identity, log_uuid, file_id)) |fd| return fd;
+    }
+    return null;
+}

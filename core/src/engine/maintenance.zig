@@ -1,0 +1,82 @@
+//! What must not hold up the worker: segments made ready ahead of need, and checkpoints. Each has a thread of
+//! its own, so that a target whose sync hangs does not keep the log from growing.
+
+const std = @import("std");
+const linux = std.os.linux;
+const os = @import("os.zig");
+const State = @import("state.zig").State;
+const Route = @import("route.zig").Route;
+const Failure = @import("failure.zig").Failure;
+const steps = @import("steps.zig");
+const log_module = @import("wal/log.zig");
+
+/// Bound of a sleep that nothing ended.
+const sleep_ns_max = std.time.ns_per_s;
+
+/// Thread body: prepares segments until the worker has ended.
+pub fn prepareSegments(state: *State) void {
+    runUntilEnd(state, struct {
+        fn once(s: *State, route: *Route) void {
+            if (!route.log.needsPreparation()) return;
+            // Failure here is no news yet: the worker meets it when it needs the segment, and says so then.
+            route.log.prepareNextSegment() catch {};
+            _ = s;
+        }
+    }.once);
+}
+
+/// Thread body: does the checkpoints that the worker hands over, until the worker has ended.
+pub fn checkpointRoutes(state: *State) void {
+    runUntilEnd(state, struct {
+        fn once(s: *State, route: *Route) void {
+            const job = &route.checkpoint;
+            if (@atomicLoad(@TypeOf(job.state), &job.state, .acquire) != .requested) return;
+            const succeeded = checkpoint(s, route);
+            @atomicStore(@TypeOf(job.state), &job.state, if (succeeded) .done else .failed, .release);
+        }
+    }.once);
+}
+
+fn runUntilEnd(state: *State, once: *const fn (*State, *Route) void) void {
+    while (true) {
+        const signal = @atomicLoad(u32, &state.maintenance_signal, .seq_cst);
+        const ended = @atomicLoad(u32, &state.worker_ended, .acquire) != 0;
+        for (0..state.routeCount()) |index| once(state, state.route(@intCast(index)));
+        if (ended) return;
+        os.futexWait(&state.maintenance_signal, signal, sleep_ns_max);
+    }
+}
+
+/// Targets first, then the cursor, then the segments below it: whatever cuts this short, the log still holds
+/// all that may not be in a target.
+fn checkpoint(state: *State, route: *Route) bool {
+    const job = &route.checkpoint;
+    for (job.files.items) |file| {
+        const errno = os.check(linux.fdatasync(file.fd)).err();
+        if (errno == 0) continue;
+        job.failed_file = file;
+        job.errno = errno;
+        state.events.post(.@"error", "target_sync_failed", .{ .route = route.name, .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
+        return false;
+    }
+    steps.reached(.targets_synced);
+    route.log.checkpoint(job.lsn) catch |err| {
+        job.failed_file = null;
+        job.errno = @intFromEnum(linux.E.IO);
+        state.events.post(.@"error", "checkpoint_failed", .{ .route = route.name, .lsn = job.lsn, .@"error" = @errorName(err) });
+        return false;
+    };
+    steps.reached(.cursor_written);
+    route.log.collect(.{ .context = state, .ask = mayRemove }) catch |err| {
+        // Segments that could not be removed are tried again with the next checkpoint.
+        state.events.post(.warning, "segments_not_removed", .{ .route = route.name, .@"error" = @errorName(err) });
+    };
+    return true;
+}
+
+/// The checkpoint was only asked for when the ring had released all that it covers, so no later daemon can find
+/// an operation in the ring that stands in a segment below it: whatever is below may go.
+fn mayRemove(context: *anyopaque, segment: *const log_module.SegmentSummary) bool {
+    _ = .{ context, segment };
+    return true;
+}

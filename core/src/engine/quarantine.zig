@@ -1,0 +1,27 @@
+//! What cannot be placed is kept: `<log directory>/<route>/quarantine/unplaced-<file id>.records` holds each
+//! record's header and payload as they were, and every one is said in an event.
+
+const std = @import("std");
+const State = @import("state.zig").State;
+const Route = @import("route.zig").Route;
+
+/// Any thread that owns the record; blocks until it is durable.
+pub fn add(state: *State, route: *Route, header: []const u8, payload: []const u8, file_id: u64, path: []const u8, reason: []const u8) void {
+    var buffer: [4096]u8 = undefined;
+    const saved = save(&buffer, state.log_directory, route.name, header, payload, file_id);
+    const where: []const u8 = if (saved) |name| name else |_| "nowhere: it could not be written";
+    state.events.post(.@"error", "record_quarantined", .{ .route = route.name, .path = path, .reason = reason, .kept_in = where });
+}
+
+fn save(buffer: *[4096]u8, log_directory: []const u8, route: []const u8, header: []const u8, payload: []const u8, file_id: u64) ![]const u8 {
+    const directory = try std.fmt.bufPrint(buffer, "{s}/{s}/quarantine", .{ log_directory, route });
+    std.fs.makeDirAbsolute(directory) catch |err| if (err != error.PathAlreadyExists) return err;
+    const name = try std.fmt.bufPrint(buffer, "{s}/{s}/quarantine/unplaced-{x:0>16}.records", .{ log_directory, route, file_id });
+    const file = try std.fs.createFileAbsolute(name, .{ .truncate = false, .mode = 0o600 });
+    defer file.close();
+    try file.seekFromEnd(0);
+    try file.writeAll(header);
+    try file.writeAll(payload);
+    try file.sync();
+    return name;
+}

@@ -1,0 +1,179 @@
+//! After any restart: what stands in the log above the checkpoint is applied again, in order, to the very
+//! inodes that it was meant for. "In the page cache" is never evidence that it is in the file.
+//!
+//! Nothing is checkpointed here: what the ring still holds names files by the identities in this window of the
+//! log, so the window stays until the worker has taken the ring's rest over and checkpoints as always.
+
+const std = @import("std");
+const linux = std.os.linux;
+const wal = @import("../format/wal.zig");
+const os = @import("os.zig");
+const files = @import("files.zig");
+const File = files.File;
+const State = @import("state.zig").State;
+const Route = @import("route.zig").Route;
+const Recovered = @import("worker.zig").Recovered;
+const log_module = @import("wal/log.zig");
+const quarantine = @import("quarantine.zig");
+
+/// What one file's records in the log add up to.
+const Known = struct {
+    identity: ?*files.Identity = null,
+    identity_lsn: u64 = 0,
+    /// Nothing at or below is replayed.
+    fence_lsn: u64 = 0,
+    file: ?*File = null,
+    /// Looked for and not found: its records go to the quarantine.
+    lost: bool = false,
+};
+
+pub const Replay = struct {
+    state: *State,
+    route: *Route,
+    recovered: *Recovered,
+    ring_uuid: [16]u8,
+    ring_tail: u64,
+    known: std.AutoHashMapUnmanaged(u64, Known) = .empty,
+    records: u64 = 0,
+    bytes: u64 = 0,
+    quarantined: u64 = 0,
+    last_lsn: u64 = 0,
+
+    pub fn deinit(replay: *Replay) void {
+        var entries = replay.known.valueIterator();
+        while (entries.next()) |known| {
+            if (known.identity) |identity| replay.state.allocator.destroy(identity);
+        }
+        replay.known.deinit(replay.state.allocator);
+    }
+
+    pub fn visitor(replay: *Replay) log_module.Visitor {
+        return .{ .context = replay, .visit = visit };
+    }
+
+    fn visit(context: *anyopaque, pass: log_module.Pass, header: *const wal.RecordHeader, payload: []const u8) error{VisitorStopped}!void {
+        const replay: *Replay = @ptrCast(@alignCast(context));
+        const done = switch (pass) {
+            .survey => replay.survey(header, payload),
+            .apply => replay.apply(header, payload),
+        };
+        done catch return error.VisitorStopped; // out of memory: nothing else stops a replay
+    }
+
+    fn entry(replay: *Replay, file_id: u64) !*Known {
+        const result = try replay.known.getOrPut(replay.state.allocator, file_id);
+        if (!result.found_existing) result.value_ptr.* = .{};
+        return result.value_ptr;
+    }
+
+    /// First pass: who the files are, where their fences stand, which of the ring's operations are in the log.
+    fn survey(replay: *Replay, header: *const wal.RecordHeader, payload: []const u8) !void {
+        const allocator = replay.state.allocator;
+        replay.last_lsn = header.lsn;
+        if (header.position >= replay.ring_tail and std.mem.eql(u8, &header.ring_uuid, &replay.ring_uuid)) {
+            try replay.recovered.logged_positions.put(allocator, header.position, {});
+        }
+        switch (@as(wal.Kind, @enumFromInt(header.kind))) {
+            .identity => {
+                const identity = files.Identity.parse(payload) orelse return;
+                const known = try replay.entry(header.file_id);
+                if (known.identity == null) known.identity = try allocator.create(files.Identity);
+                known.identity.?.* = identity;
+                known.identity_lsn = header.lsn;
+            },
+            .fence => (try replay.entry(header.file_id)).fence_lsn = header.lsn,
+            .rename => {
+                const known = try replay.entry(header.file_id);
+                const identity = known.identity orelse return;
+                if (payload.len == 0 or payload.len >= 4096 or payload[0] != '/') return;
+                @memcpy(identity.path[0..payload.len], payload);
+                identity.blob.path_length = @intCast(payload.len);
+            },
+            else => {},
+        }
+    }
+
+    /// Second pass: into the files.
+    fn apply(replay: *Replay, header: *const wal.RecordHeader, payload: []const u8) !void {
+        const kind: wal.Kind = @enumFromInt(header.kind);
+        switch (kind) {
+            .write, .truncate, .allocate => {},
+            else => return,
+        }
+        const known = try replay.entry(header.file_id);
+        if (header.lsn <= known.fence_lsn) return;
+        const file = try replay.locate(header.file_id, known) orelse
+            return replay.setAside(header, payload, "its file is not there any more");
+        const errno = switch (kind) {
+            .write => writeAll(file.fd, payload, header.offset),
+            .truncate => os.check(linux.ftruncate(file.fd, @intCast(header.offset))).err(),
+            .allocate => if (payload.len == 8)
+                os.check(linux.fallocate(file.fd, @bitCast(header.argument), @intCast(header.offset), @intCast(std.mem.readInt(u64, payload[0..8], .little)))).err()
+            else
+                0,
+            else => unreachable,
+        };
+        if (errno != 0) {
+            // The log keeps this window: the next start tries again.
+            replay.route.checkpoint_blocked = true;
+            replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = header.lsn, .errno = errno });
+            return;
+        }
+        file.last_lsn = header.lsn;
+        replay.records += 1;
+        replay.bytes += payload.len;
+    }
+
+    /// The file as it can be opened now; null where it is gone.
+    fn locate(replay: *Replay, file_id: u64, known: *Known) !?*File {
+        if (known.file) |file| return file;
+        if (known.lost) return null;
+        known.lost = true;
+        const identity = known.identity orelse return null;
+        const fd = files.find(identity, replay.route.log.uuid, file_id) orelse return null;
+        errdefer os.close(fd);
+        const allocator = replay.state.allocator;
+        const file = try allocator.create(File);
+        errdefer allocator.destroy(file);
+        file.* = .{ .file_id = file_id, .route = replay.route.index, .identity = identity.*, .fd = fd, .identity_lsn = known.identity_lsn };
+        // The device's number may have changed with a reboot, the path with a rename.
+        if (os.statOf(fd) == .stat) file.identity.blob.device = os.statOf(fd).stat.device;
+        var path: [4096]u8 = undefined;
+        if (os.pathOf(fd, &path)) |now| {
+            @memcpy(file.identity.path[0..now.len], now);
+            file.identity.blob.path_length = @intCast(now.len);
+        }
+        try replay.recovered.files.put(allocator, file_id, file);
+        known.file = file;
+        known.lost = false;
+        return file;
+    }
+
+    /// Opens every file that the log names, also those without records: the ring may still hold some for them,
+    /// and their mark must be taken off in the end.
+    pub fn locateAll(replay: *Replay) !void {
+        var entries = replay.known.iterator();
+        while (entries.next()) |pair| _ = try replay.locate(pair.key_ptr.*, pair.value_ptr);
+    }
+
+    fn setAside(replay: *Replay, header: *const wal.RecordHeader, payload: []const u8, reason: []const u8) void {
+        replay.quarantined += 1;
+        replay.state.counters.add(.records_quarantined_total, 1);
+        const path = if (replay.known.get(header.file_id).?.identity) |identity| identity.pathText() else "?";
+        quarantine.add(replay.state, replay.route, std.mem.asBytes(header), payload, header.file_id, path, reason);
+    }
+
+    fn writeAll(fd: i32, payload: []const u8, offset: u64) i32 {
+        var done: usize = 0;
+        while (done < payload.len) {
+            switch (os.check(linux.pwrite(fd, payload.ptr + done, payload.len - done, @intCast(offset + done)))) {
+                .value => |count| {
+                    if (count == 0) return @intFromEnum(linux.E.IO);
+                    done += count;
+                },
+                .errno => |errno| if (errno != @intFromEnum(linux.E.INTR)) return errno,
+            }
+        }
+        return 0;
+    }
+};

@@ -1,0 +1,67 @@
+//! What the control thread asks of the worker, and the answers. A request is made by the control thread, goes
+//! to the worker through its mailbox, and comes back through the control thread's.
+
+const std = @import("std");
+const File = @import("files.zig").File;
+
+pub const Request = struct {
+    kind: Kind,
+    session: u64,
+    /// Of the message that is to be answered.
+    sequence: u32 = 0,
+    file: ?*File = null,
+    handle: u32 = 0,
+    /// The worker acts when all operations below this position are behind it.
+    barrier: u64 = 0,
+    /// Reason of a fence, for the event.
+    reason: u32 = 0,
+    /// 0, or why it failed.
+    errno: i32 = 0,
+    next: ?*Request = null,
+
+    pub const Kind = enum {
+        /// Give out a handle: log the file's identity if the log does not hold it, then let operations in.
+        activate,
+        /// Take a handle back once its operations are applied.
+        release,
+        /// Drain, sync, log a fence; the file goes native for good.
+        fence,
+        /// Free the rows of a session that is gone.
+        forget_session,
+        /// Worker to control: a file without handles is wholly applied, synced and below the checkpoint.
+        offer_file,
+        /// The control thread's answer to an offer: let go of the file, unless something came since (EBUSY).
+        forget_file,
+    };
+};
+
+/// Any thread posts; one thread takes. Whoever posts also wakes the taker, by its own means.
+pub const Mailbox = struct {
+    mutex: std.Thread.Mutex = .{},
+    first: ?*Request = null,
+    last: ?*Request = null,
+    /// So that an empty mailbox costs one load.
+    filled: bool = false,
+
+    pub fn post(mailbox: *Mailbox, request: *Request) void {
+        mailbox.mutex.lock();
+        defer mailbox.mutex.unlock();
+        request.next = null;
+        if (mailbox.last) |last| last.next = request else mailbox.first = request;
+        mailbox.last = request;
+        @atomicStore(bool, &mailbox.filled, true, .seq_cst);
+    }
+
+    /// All that is there, oldest first.
+    pub fn takeAll(mailbox: *Mailbox) ?*Request {
+        if (!@atomicLoad(bool, &mailbox.filled, .seq_cst)) return null;
+        mailbox.mutex.lock();
+        defer mailbox.mutex.unlock();
+        defer {
+            mailbox.first = null;
+            mailbox.last = null;
+            @atomicStore(bool, &mailbox.filled, false, .seq_cst);
+        }
+        return mailbox.first;
+    }
+};

@@ -1,0 +1,204 @@
+//! One commit of a log, built in place: the worker copies payloads from the ring straight into the memory that
+//! goes to disk, and, once the commit is durable, writes the target files from that same memory. Worker thread
+//! only; the log is written by one thread.
+//!
+//! A group takes the LSNs behind the log's last durable one, so at most one group of a log holds records that are
+//! not committed. A group whose commit failed may be committed again as it is, or begun anew: its LSNs were
+//! never acknowledged, and are given out again.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const wal = @import("../../format/wal.zig");
+const Log = @import("log.zig").Log;
+
+/// What the producer says about a record. The log adds LSN, segment and its own checksum.
+pub const Fields = struct {
+    kind: wal.Kind,
+    /// Zeros for records of the daemon's own.
+    ring_uuid: [16]u8 = @splat(0),
+    position: u64 = 0,
+    file_id: u64 = 0,
+    offset: u64 = 0,
+    /// Of the payload; at most wal.payload_bytes_max.
+    length_bytes: u32 = 0,
+    /// CRC32C of the payload (0 for an empty one).
+    payload_checksum: u32 = 0,
+    argument: u32 = 0,
+    time_ns: u64 = 0,
+};
+
+/// A reserved record: `payload` is to be filled with exactly its length before the commit.
+pub const Slot = struct {
+    header: *wal.RecordHeader,
+    payload: []u8,
+    lsn: u64,
+};
+
+pub const Group = struct {
+    memory: []align(wal.block_size) u8,
+    log: ?*Log,
+    first_lsn: u64,
+    record_count: u32,
+    /// From the group header's first byte to the end of the last record.
+    length_bytes: u32,
+    /// What memory and the log's segments have room for, a multiple of the block size.
+    capacity_bytes: u32,
+    /// Where the last record starts, or 0 where it cannot be cancelled.
+    last_record_offset: u32,
+
+    /// `memory`: a multiple of 4096 bytes, aligned to that, at most wal.group_bytes_max; the caller keeps it until
+    /// the group's records are not needed any more.
+    pub fn init(memory: []align(wal.block_size) u8) Group {
+        assert(memory.len >= wal.block_size);
+        assert(memory.len % wal.block_size == 0);
+        assert(memory.len <= wal.group_bytes_max);
+        return .{
+            .memory = memory,
+            .log = null,
+            .first_lsn = 0,
+            .record_count = 0,
+            .length_bytes = @sizeOf(wal.GroupHeader),
+            .capacity_bytes = @intCast(memory.len),
+            .last_record_offset = 0,
+        };
+    }
+
+    /// Empties the group and gives it the log's next LSNs. What it held before is forgotten.
+    pub fn begin(group: *Group, log: *Log) void {
+        group.* = .init(group.memory);
+        group.log = log;
+        group.first_lsn = log.nextLsn();
+        group.capacity_bytes = @intCast(@min(group.memory.len, log.groupBytesMax()));
+    }
+
+    /// Whether a record with a payload of this length has room.
+    pub fn fits(group: *const Group, length_bytes: u32) bool {
+        assert(length_bytes <= wal.payload_bytes_max);
+        return wal.recordBytes(length_bytes) <= group.capacity_bytes - group.length_bytes;
+    }
+
+    /// No room for a record of the greatest length: commit before more is taken.
+    pub fn isFull(group: *const Group) bool {
+        return !group.fits(wal.payload_bytes_max);
+    }
+
+    /// Reserves the next record, or null where it has no room (commit, then begin again). The payload's bytes
+    /// are whatever was there before, until the caller fills them.
+    pub fn append(group: *Group, fields: Fields) ?Slot {
+        assert(group.log != null);
+        if (!group.fits(fields.length_bytes)) return null;
+        const offset = group.length_bytes;
+        const header: *wal.RecordHeader = @ptrCast(@alignCast(group.memory[offset..][0..@sizeOf(wal.RecordHeader)]));
+        header.* = .{
+            .header_checksum = 0,
+            .magic = wal.record_magic,
+            .segment_id = 0,
+            .lsn = group.first_lsn + group.record_count,
+            .ring_uuid = fields.ring_uuid,
+            .position = fields.position,
+            .file_id = fields.file_id,
+            .offset = fields.offset,
+            .length_bytes = fields.length_bytes,
+            .payload_checksum = fields.payload_checksum,
+            .kind = @intFromEnum(fields.kind),
+            .version = wal.version,
+            .argument = fields.argument,
+            .time_ns = fields.time_ns,
+            .reserved = @splat(0),
+        };
+        const room = group.memory[offset..][@sizeOf(wal.RecordHeader)..wal.recordBytes(fields.length_bytes)];
+        @memset(room[fields.length_bytes..], 0);
+        group.length_bytes += wal.recordBytes(fields.length_bytes);
+        group.record_count += 1;
+        group.last_record_offset = offset;
+        return .{ .header = header, .payload = room[0..fields.length_bytes], .lsn = header.lsn };
+    }
+
+    /// Takes the last appended record back (its payload turned out to be wrong). Once per append.
+    pub fn cancelLast(group: *Group) void {
+        assert(group.last_record_offset != 0);
+        assert(group.record_count > 0);
+        group.length_bytes = group.last_record_offset;
+        group.record_count -= 1;
+        group.last_record_offset = 0;
+    }
+
+    pub fn recordCount(group: *const Group) u32 {
+        return group.record_count;
+    }
+
+    pub fn isEmpty(group: *const Group) bool {
+        return group.record_count == 0;
+    }
+
+    pub fn lastLsn(group: *const Group) u64 {
+        assert(group.record_count > 0);
+        return group.first_lsn + group.record_count - 1;
+    }
+
+    /// Bytes that the commit writes: a multiple of the block size.
+    pub fn commitBytes(group: *const Group) u32 {
+        return std.mem.alignForward(u32, group.length_bytes, wal.block_size);
+    }
+
+    /// The records in LSN order, before or after the commit, until the next `begin`.
+    pub fn records(group: *const Group) Records {
+        return .{ .group = group, .offset = @sizeOf(wal.GroupHeader), .remaining = group.record_count };
+    }
+
+    pub const Records = struct {
+        group: *const Group,
+        offset: u32,
+        remaining: u32,
+
+        pub fn next(iterator: *Records) ?Slot {
+            if (iterator.remaining == 0) return null;
+            const memory = iterator.group.memory;
+            const header: *wal.RecordHeader = @ptrCast(@alignCast(memory[iterator.offset..][0..@sizeOf(wal.RecordHeader)]));
+            const payload = memory[iterator.offset + @sizeOf(wal.RecordHeader) ..][0..header.length_bytes];
+            iterator.offset += wal.recordBytes(header.length_bytes);
+            iterator.remaining -= 1;
+            assert(iterator.offset <= iterator.group.length_bytes);
+            return .{ .header = header, .payload = payload, .lsn = header.lsn };
+        }
+    };
+
+    /// Makes the group ready for one segment: stamps and seals every header. For `Log.commit`, which calls it
+    /// again where the group goes to another segment.
+    pub fn stamp(group: *Group, segment_id: u64, durable_lsn: u64, realtime_ns: u64) void {
+        assert(group.record_count > 0);
+        var iterator = group.records();
+        while (iterator.next()) |slot| {
+            slot.header.segment_id = segment_id;
+            slot.header.header_checksum = slot.header.computeChecksum();
+        }
+        assert(iterator.offset == group.length_bytes);
+        const header: *wal.GroupHeader = @ptrCast(group.memory.ptr);
+        header.* = .{
+            .header_checksum = 0,
+            .magic = wal.group_magic,
+            .segment_id = segment_id,
+            .first_lsn = group.first_lsn,
+            .durable_lsn = durable_lsn,
+            .record_count = group.record_count,
+            .length_bytes = group.length_bytes,
+            .written_realtime_ns = realtime_ns,
+            .version = wal.version,
+            .reserved = @splat(0),
+        };
+        header.header_checksum = header.computeChecksum();
+        @memset(group.memory[group.length_bytes..group.commitBytes()], 0);
+    }
+
+    /// What goes to disk, once stamped.
+    pub fn commitMemory(group: *const Group) []align(wal.block_size) const u8 {
+        return group.memory[0..group.commitBytes()];
+    }
+};
+
+comptime {
+    assert(@sizeOf(wal.GroupHeader) % 8 == 0);
+    assert(@sizeOf(wal.RecordHeader) % 8 == 0);
+    // The longest record fits a group of the greatest size more than once.
+    assert(@sizeOf(wal.GroupHeader) + 2 * (@sizeOf(wal.RecordHeader) + wal.payload_bytes_max) <= wal.group_bytes_max);
+}

@@ -1,0 +1,875 @@
+//! The write-ahead log of one route: a directory of segments (format/wal.zig), a checkpoint, receipts of what was
+//! ever lost, and a quarantine for what does not belong or cannot be read.
+//!
+//! Who may call what:
+//!
+//! ```
+//! starting thread      open, recover, close (nobody else is in the log then)
+//! worker thread        nextLsn, admits, commit
+//! maintenance threads  prepareNextSegment, checkpoint, collect (they take turns on a lock of their own)
+//! any thread           durableLsn, groupBytesMax, needsPreparation, bytesHeld
+//! ```
+//!
+//! The worker takes no lock that maintenance holds, with one exception that it must wait for in any case: where it
+//! has overtaken the zero-writing of a route's first segment, the megabyte that is being zero-written.
+//!
+//! A segment's life: prepared (space reserved, zero-written, header without a first LSN) → current (the header goes
+//! out with the first group, in one write) → retired (full, or given up after a failed write) → recycled or removed
+//! once the checkpoint is past it. Each segment that is put to use gets a higher epoch than all before, and its first
+//! LSN is the one behind the last durable one; so whatever an older segment holds from there on was never
+//! acknowledged, and does not count. That one rule voids the tail behind a failed write and the torn tail of an
+//! earlier life.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const wal = @import("../../format/wal.zig");
+const storage_module = @import("storage.zig");
+const reader_module = @import("reader.zig");
+const group_module = @import("group.zig");
+const recovery_module = @import("recovery.zig");
+
+pub const Storage = storage_module.Storage;
+pub const LinuxStorage = storage_module.LinuxStorage;
+pub const Group = group_module.Group;
+pub const Fields = group_module.Fields;
+pub const Visitor = recovery_module.Visitor;
+pub const Pass = recovery_module.Pass;
+pub const Recovery = recovery_module.Recovery;
+pub const LsnRange = recovery_module.LsnRange;
+pub const Note = recovery_module.Note;
+
+const File = storage_module.File;
+const Directory = storage_module.Directory;
+
+pub const Options = struct {
+    /// A multiple of 4096, at least reader.segment_bytes_min. A log that must take records of any length needs
+    /// 2 MiB; groups are never larger than what one segment holds.
+    segment_bytes: u64,
+    /// Space that segments may take on the disk: at least two of them. Not counted: what is in quarantine, and one
+    /// segment that a failed write may need.
+    log_bytes_max: u64,
+    /// Around the page cache, where the directory's file system supports it.
+    direct: bool = true,
+    /// Where open and recover say in words why they failed; must outlive them.
+    explanation: ?*Explanation = null,
+};
+
+/// Words for an error of `Log.open` or `Log.recover`: what, where, why likely, what to do.
+pub const Explanation = struct {
+    buffer: [512]u8 = undefined,
+    length: usize = 0,
+
+    pub fn text(explanation: *const Explanation) []const u8 {
+        return explanation.buffer[0..explanation.length];
+    }
+
+    pub fn set(explanation: *Explanation, comptime format: []const u8, arguments: anytype) void {
+        var writer = std.Io.Writer.fixed(&explanation.buffer);
+        // What does not fit is cut off.
+        writer.print(format, arguments) catch {};
+        explanation.length = writer.end;
+    }
+};
+
+pub const CommitError = storage_module.Error || error{
+    /// One more segment would pass log_bytes_max; nothing was written. Waiters get ENOSPC.
+    LogFull,
+};
+
+pub const OpenError = storage_module.Error || error{
+    OutOfMemory,
+    /// The directory was written by another version of Elgate's log.
+    LogVersion,
+    InvalidOptions,
+};
+
+pub const RecoverError = storage_module.Error || error{ OutOfMemory, VisitorStopped };
+
+/// The errno that waiters get for a commit's error.
+pub fn errnoOf(err: CommitError) i32 {
+    return switch (err) {
+        error.LogFull => @intFromEnum(std.os.linux.E.NOSPC),
+        else => |other| storage_module.errnoOf(other),
+    };
+}
+
+/// The highest position of one ring that has records in a segment.
+pub const RingMaximum = struct {
+    ring_uuid: [16]u8,
+    position: u64,
+};
+
+pub const SegmentSummary = struct {
+    first_lsn: u64,
+    last_lsn: u64,
+    rings: []const RingMaximum,
+    /// false: the segment has records of more rings than these.
+    rings_complete: bool,
+};
+
+/// Asked before a segment below the checkpoint is removed: may its records be forgotten?
+pub const MayRemove = struct {
+    context: *anyopaque,
+    ask: *const fn (context: *anyopaque, segment: *const SegmentSummary) bool,
+};
+
+pub const checkpoint_name = "checkpoint";
+pub const quarantine_name = "quarantine";
+pub const receipts_name = "receipts";
+pub const segment_suffix = ".wal";
+/// A segment that has not been put to use yet, or was not when its name was last looked at.
+pub const spare_prefix = "spare-";
+
+/// Zero-writing goes in pieces of this size; a route's first segment has one of them when it is put to use.
+pub const zero_bytes = 1 << 20;
+/// Never written (and in .bss, unlike a constant, which would make the library a megabyte larger).
+var zeros: [zero_bytes]u8 align(wal.block_size) = @splat(0);
+
+const rings_per_segment_max = 64;
+
+pub const Segment = struct {
+    id: u64,
+    predecessor_id: u64 = 0,
+    epoch: u64 = 0,
+    size_bytes: u64,
+    /// Of those, what the file has: less where somebody has cut it short.
+    readable_bytes: u64,
+    created_realtime_ns: u64,
+    /// 0 until it is put to use. The worker sets it before it hands the segment to maintenance.
+    first_lsn: u64 = 0,
+    /// Of the last acknowledged record; first_lsn - 1 where there is none.
+    last_lsn: std.atomic.Value(u64) = .init(0),
+    sealed_lsn: u64 = 0,
+    file: ?File = null,
+    name_buffer: [storage_module.name_bytes_max]u8 = undefined,
+    name_length: u8 = 0,
+
+    /// Worker: where the next group goes.
+    write_offset: u64 = wal.block_size,
+    /// Worker: block 0 does not yet say that the segment is in use.
+    header_pending: bool = false,
+    /// The end of all that the worker has ever started to write here; only for the assertion in `zeroNext`.
+    written_end: std.atomic.Value(u64) = .init(0),
+
+    /// Everything below is zero-written or the worker's; zeros are only ever written above, and the worker only
+    /// ever writes below. Moves under `zero_mutex`.
+    zeroed_bytes: std.atomic.Value(u64),
+    zero_mutex: std.Thread.Mutex = .{},
+
+    /// The worker is done with it. What stands above in this struct does not change any more (release/acquire).
+    retired: std.atomic.Value(bool) = .init(false),
+
+    /// Maintenance: name, header and descriptor are in their final state.
+    tidied: bool = false,
+    /// Maintenance: the disk refused to read some of it, so it is never unlinked or recycled.
+    evidence: bool = false,
+
+    ring_maxima: [rings_per_segment_max]RingMaximum = undefined,
+    ring_count: u32 = 0,
+    rings_complete: bool = true,
+
+    /// Recovery: where it found the last group to end.
+    scanned_end: ?u64 = null,
+
+    /// The list of segments that maintenance keeps, or the list of those that are new to it.
+    next: ?*Segment = null,
+
+    pub fn name(segment: *const Segment) []const u8 {
+        return segment.name_buffer[0..segment.name_length];
+    }
+
+    pub fn setName(segment: *Segment, new_name: []const u8) void {
+        @memcpy(segment.name_buffer[0..new_name.len], new_name);
+        segment.name_length = @intCast(new_name.len);
+    }
+
+    /// Groups lie between the header block and the trailer block.
+    fn groupsEnd(segment: *const Segment) u64 {
+        return segment.size_bytes - wal.block_size;
+    }
+
+    pub fn noteRing(segment: *Segment, ring_uuid: [16]u8, position: u64) void {
+        if (std.mem.allEqual(u8, &ring_uuid, 0)) return;
+        // The last one first: records of one ring come in long runs.
+        var index = segment.ring_count;
+        while (index > 0) {
+            index -= 1;
+            const maximum = &segment.ring_maxima[index];
+            if (!std.mem.eql(u8, &maximum.ring_uuid, &ring_uuid)) continue;
+            maximum.position = @max(maximum.position, position);
+            return;
+        }
+        if (segment.ring_count == rings_per_segment_max) {
+            segment.rings_complete = false;
+            return;
+        }
+        segment.ring_maxima[segment.ring_count] = .{ .ring_uuid = ring_uuid, .position = position };
+        segment.ring_count += 1;
+    }
+};
+
+const Stage = enum { opened, recovering, recovered };
+
+pub const Log = struct {
+    allocator: std.mem.Allocator,
+    storage: Storage,
+    options: Options,
+    path: []const u8,
+    directory: Directory,
+    direct: bool,
+    /// Drawn once per log directory; stands in every segment, and in the attribute of every file.
+    uuid: [16]u8,
+    stage: Stage,
+    recovery: Recovery,
+    /// What recovery and its notes are made of.
+    arena: std.heap.ArenaAllocator,
+
+    durable_lsn: std.atomic.Value(u64),
+    bytes_held: std.atomic.Value(u64),
+    epoch: std.atomic.Value(u64),
+
+    /// Written by the worker, read by maintenance for the zero-writing ahead.
+    current: std.atomic.Value(?*Segment),
+    /// Put there by maintenance, taken by the worker.
+    spare: std.atomic.Value(?*Segment),
+    /// Put to use by the worker and not yet seen by maintenance, newest first.
+    added: std.atomic.Value(?*Segment),
+    /// A segment was put to use in this life: there will be need for a next one.
+    in_use: std.atomic.Value(bool),
+    /// The current segment is not zero-written to its end, and maintenance has not begun with it.
+    zeroing_wanted: std.atomic.Value(bool),
+    /// The last preparation failed: not before a checkpoint, or another segment, is it worth the trouble again.
+    preparation_failed: std.atomic.Value(bool),
+    /// Worker: the segment put to use last.
+    newest_id: u64,
+    /// Worker: one block, for the header of a segment that is put to use or sealed.
+    header_block: *align(wal.block_size) [wal.block_size]u8,
+
+    /// Maintenance threads take turns. All below is under it.
+    maintenance: std.Thread.Mutex,
+    maintenance_block: *align(wal.block_size) [wal.block_size]u8,
+    /// Segments put to use, oldest first; this or an earlier daemon's.
+    segments: ?*Segment,
+    /// Below the checkpoint and whole: the next one to prepare.
+    recyclable: ?*Segment,
+    checkpoint_file: ?File,
+    checkpoint_sequence: u64,
+    /// By the checkpoint's two blocks.
+    applied_lsn: u64,
+    applied_lsn_before: u64,
+
+    /// Opens the log in `directory` (made where it is missing; what is above it must exist). What does not belong
+    /// there is put aside and noted in the recovery, and stops nothing. The caller holds the directory's lock.
+    pub fn open(allocator: std.mem.Allocator, storage: Storage, directory: []const u8, options: Options) OpenError!*Log {
+        if (!optionsValid(options)) {
+            if (options.explanation) |explanation| explanation.set(
+                "log {s}: segments of {d} bytes, {d} at most in all. A segment must be a multiple of {d} between {d} and {d}, and the log have room for two",
+                .{ directory, options.segment_bytes, options.log_bytes_max, wal.block_size, reader_module.segment_bytes_min, reader_module.segment_bytes_max },
+            );
+            return error.InvalidOptions;
+        }
+        const log = try allocator.create(Log);
+        errdefer allocator.destroy(log);
+        const blocks = try allocator.alignedAlloc([wal.block_size]u8, .fromByteUnits(wal.block_size), 2);
+        errdefer allocator.free(blocks);
+        @memset(std.mem.sliceAsBytes(blocks), 0);
+        log.* = .{
+            .allocator = allocator,
+            .storage = storage,
+            .options = options,
+            .path = undefined,
+            .directory = undefined,
+            .direct = false,
+            .uuid = undefined,
+            .stage = .opened,
+            .recovery = .{},
+            .arena = .init(allocator),
+            .durable_lsn = .init(0),
+            .bytes_held = .init(0),
+            .epoch = .init(0),
+            .current = .init(null),
+            .spare = .init(null),
+            .added = .init(null),
+            .in_use = .init(false),
+            .zeroing_wanted = .init(false),
+            .preparation_failed = .init(false),
+            .newest_id = 0,
+            .header_block = &blocks[0],
+            .maintenance = .{},
+            .maintenance_block = &blocks[1],
+            .segments = null,
+            .recyclable = null,
+            .checkpoint_file = null,
+            .checkpoint_sequence = 0,
+            .applied_lsn = 0,
+            .applied_lsn_before = 0,
+        };
+        errdefer log.arena.deinit();
+        log.path = try log.arena.allocator().dupe(u8, directory);
+        log.directory = storage.openDirectory(null, directory) catch |err| {
+            log.explain("cannot open or make the log directory {s}: {s}. Check that the directory above it exists and that this user may write there", .{ directory, @errorName(err) });
+            return err;
+        };
+        errdefer storage.closeDirectory(log.directory);
+        errdefer log.releaseSegments();
+        log.direct = options.direct and storage.supportsDirect(log.directory);
+        try recovery_module.openLog(log);
+        return log;
+    }
+
+    fn optionsValid(options: Options) bool {
+        return options.segment_bytes % wal.block_size == 0 and
+            options.segment_bytes >= reader_module.segment_bytes_min and
+            options.segment_bytes <= reader_module.segment_bytes_max and
+            options.log_bytes_max / 2 >= options.segment_bytes;
+    }
+
+    /// Says why in words, for open and recover.
+    pub fn explain(log: *Log, comptime format: []const u8, arguments: anytype) void {
+        if (log.options.explanation) |explanation| explanation.set(format, arguments);
+    }
+
+    /// Starting thread, once, before any commit. Gives every good record above the checkpoint to `visitor`, in LSN
+    /// order, twice. What it delivers is durable before it is delivered. Afterwards the log goes on in a segment of
+    /// its own; the result stays valid until `close`.
+    pub fn recover(log: *Log, visitor: Visitor) RecoverError!*const Recovery {
+        assert(log.stage == .opened);
+        log.stage = .recovering;
+        try recovery_module.recover(log, visitor);
+        log.stage = .recovered;
+        return &log.recovery;
+    }
+
+    /// The LSN that the next group's first record gets.
+    pub fn nextLsn(log: *const Log) u64 {
+        return log.durableLsn() + 1;
+    }
+
+    /// All records up to this one are on stable storage. Any thread.
+    pub fn durableLsn(log: *const Log) u64 {
+        return log.durable_lsn.load(.acquire);
+    }
+
+    /// The longest group that a segment takes. Any thread.
+    pub fn groupBytesMax(log: *const Log) u64 {
+        return log.options.segment_bytes - 2 * wal.block_size;
+    }
+
+    /// Bytes that segments take on the disk, the prepared one included. Any thread.
+    pub fn bytesHeld(log: *const Log) u64 {
+        return log.bytes_held.load(.monotonic);
+    }
+
+    /// Worker thread. false: a commit of this many bytes would end in LogFull now; block or refuse, by the route's
+    /// policy, until a checkpoint has made room.
+    pub fn admits(log: *const Log, bytes: u64) bool {
+        assert(bytes <= log.groupBytesMax());
+        if (log.current.load(.monotonic)) |segment| {
+            if (bytes <= segment.groupsEnd() - segment.write_offset) return true;
+        }
+        if (log.spare.load(.monotonic) != null) return true;
+        return log.bytesHeld() + log.options.segment_bytes <= log.options.log_bytes_max;
+    }
+
+    /// Worker thread. One contiguous durable write; no allocation and no other call but where a segment is full and
+    /// none is prepared. On success every record of the group is on stable storage, and durableLsn is its last.
+    ///
+    /// A failed write is never repeated on the same blocks: the segment is given up, sealed at the last durable LSN,
+    /// and the group goes to a new one. If that fails too the error is returned; then none of the group's records
+    /// counts. The same group may be committed again later, unchanged (which is the probe whether the fault has
+    /// ended), or a new one be begun in its place.
+    pub fn commit(log: *Log, group: *Group) CommitError!void {
+        assert(log.stage != .opened);
+        assert(group.log == log);
+        assert(group.first_lsn == log.nextLsn());
+        if (group.isEmpty()) return;
+        const bytes = group.commitBytes();
+        assert(bytes <= log.groupBytesMax());
+
+        if (log.current.load(.monotonic)) |segment| {
+            if (!log.makeRoom(segment, bytes)) log.retire(segment);
+        }
+        const segment = log.current.load(.monotonic) orelse try log.putToUse(.within_limit);
+        log.writeGroup(segment, group) catch {
+            log.giveUp(segment);
+            const other = try log.putToUse(.beyond_limit);
+            log.writeGroup(other, group) catch |err| {
+                log.giveUp(other);
+                return err;
+            };
+        };
+    }
+
+    /// Room for a commit in the current segment, zero-written; false where it is full, or cannot be zero-written.
+    fn makeRoom(log: *Log, segment: *Segment, bytes: u64) bool {
+        const end = segment.write_offset + bytes;
+        if (end > segment.groupsEnd()) return false;
+        while (segment.zeroed_bytes.load(.acquire) < end) {
+            // Overtaken: nothing can be written there before it is zero-written, so that is done here, or waited
+            // for where maintenance is at it.
+            log.zeroNext(segment, end, false) catch return false;
+        }
+        return true;
+    }
+
+    /// Zero-writes the next piece of a segment, unless everything below `wanted_end` is by now. Worker or
+    /// maintenance. The invariant: writes of zeros start at zeroed_bytes, and writes of groups end at or below it.
+    fn zeroNext(log: *Log, segment: *Segment, wanted_end: u64, durable: bool) storage_module.Error!void {
+        segment.zero_mutex.lock();
+        defer segment.zero_mutex.unlock();
+        const start = segment.zeroed_bytes.load(.monotonic);
+        if (start >= wanted_end) return;
+        assert(segment.written_end.load(.monotonic) <= start);
+        const count = @min(zero_bytes, segment.groupsEnd() - start);
+        try log.storage.write(segment.file.?, &.{zeros[0..count]}, start, durable);
+        segment.zeroed_bytes.store(start + count, .release);
+    }
+
+    fn writeGroup(log: *Log, segment: *Segment, group: *Group) storage_module.Error!void {
+        const memory = group.commitMemory();
+        const end = segment.write_offset + memory.len;
+        assert(end <= segment.groupsEnd());
+        assert(end <= segment.zeroed_bytes.load(.monotonic));
+        assert(segment.write_offset % wal.block_size == 0);
+        group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
+        segment.written_end.store(end, .monotonic);
+        if (segment.header_pending) {
+            // Header and first group lie side by side: one write, and whoever finds the one without the other
+            // finds nothing that was acknowledged.
+            assert(segment.write_offset == wal.block_size);
+            log.fillHeader(log.header_block, segment);
+            try log.storage.write(segment.file.?, &.{ log.header_block, memory }, 0, true);
+            segment.header_pending = false;
+        } else {
+            try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
+        }
+        segment.write_offset = end;
+        var records = group.records();
+        while (records.next()) |slot| segment.noteRing(slot.header.ring_uuid, slot.header.position);
+        segment.last_lsn.store(group.lastLsn(), .monotonic);
+        log.durable_lsn.store(group.lastLsn(), .release);
+    }
+
+    /// Makes the prepared segment, or a fresh one, the current one.
+    fn putToUse(log: *Log, limit: Limit) CommitError!*Segment {
+        const segment = log.spare.swap(null, .acquire) orelse try log.createSegment(zero_bytes, limit);
+        segment.first_lsn = log.nextLsn();
+        segment.last_lsn.store(segment.first_lsn - 1, .monotonic);
+        segment.epoch = log.epoch.fetchAdd(1, .monotonic) + 1;
+        segment.predecessor_id = log.newest_id;
+        segment.header_pending = true;
+        log.newest_id = segment.id;
+        // Only the worker pushes, so nothing can come between but a taker, who takes all.
+        segment.next = log.added.load(.monotonic);
+        while (log.added.cmpxchgWeak(segment.next, segment, .release, .monotonic)) |seen| segment.next = seen;
+        log.current.store(segment, .release);
+        log.zeroing_wanted.store(segment.zeroed_bytes.load(.monotonic) < segment.groupsEnd(), .release);
+        log.preparation_failed.store(false, .monotonic);
+        log.in_use.store(true, .release);
+        return segment;
+    }
+
+    fn retire(log: *Log, segment: *Segment) void {
+        assert(log.current.load(.monotonic) == segment);
+        log.current.store(null, .release);
+        segment.retired.store(true, .release);
+    }
+
+    /// After a failed write. Its header block holds no acknowledged record, so it may say where the segment ends;
+    /// where that fails too, the next segment's first LSN says the same.
+    fn giveUp(log: *Log, segment: *Segment) void {
+        if (segment.last_lsn.load(.monotonic) >= segment.first_lsn) {
+            segment.sealed_lsn = segment.last_lsn.load(.monotonic);
+            log.fillHeader(log.header_block, segment);
+            log.storage.write(segment.file.?, &.{log.header_block}, 0, true) catch {};
+        }
+        log.retire(segment);
+    }
+
+    fn fillHeader(log: *const Log, block: *align(wal.block_size) [wal.block_size]u8, segment: *const Segment) void {
+        const header: *wal.SegmentHeader = @ptrCast(block);
+        header.* = .{
+            .header_checksum = 0,
+            .version = wal.version,
+            .reserved_0 = 0,
+            .magic = wal.segment_magic,
+            .log_uuid = log.uuid,
+            .segment_id = segment.id,
+            .predecessor_id = segment.predecessor_id,
+            .first_lsn = segment.first_lsn,
+            .epoch = segment.epoch,
+            .sealed_lsn = segment.sealed_lsn,
+            .size_bytes = segment.size_bytes,
+            .created_realtime_ns = segment.created_realtime_ns,
+            .reserved_1 = @splat(0),
+        };
+        header.header_checksum = header.computeChecksum();
+    }
+
+    const Limit = enum {
+        within_limit,
+        /// For the tail of a segment whose write failed: its records must go somewhere.
+        beyond_limit,
+    };
+
+    /// A segment that is ready for use, its first part zero-written, all of it reserved, and its name durable.
+    /// Worker or maintenance.
+    fn createSegment(log: *Log, zeroed_bytes: u64, limit: Limit) CommitError!*Segment {
+        const size_bytes = log.options.segment_bytes;
+        const held = log.bytes_held.fetchAdd(size_bytes, .monotonic);
+        errdefer _ = log.bytes_held.fetchSub(size_bytes, .monotonic);
+        if (limit == .within_limit and held + size_bytes > log.options.log_bytes_max) return error.LogFull;
+
+        const block = log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), wal.block_size) catch return error.OutOfKernelMemory;
+        defer log.allocator.free(block);
+        const segment = log.allocator.create(Segment) catch return error.OutOfKernelMemory;
+        errdefer log.allocator.destroy(segment);
+        const now_ns = log.storage.realtimeNs();
+        segment.* = .{
+            .id = log.drawSegmentId(),
+            .epoch = log.epoch.load(.monotonic) + 1,
+            .size_bytes = size_bytes,
+            .readable_bytes = size_bytes,
+            .created_realtime_ns = now_ns,
+            .zeroed_bytes = .init(0),
+        };
+        var buffer: [name_bytes]u8 = undefined;
+        segment.setName(spareName(&buffer, now_ns, segment.id));
+        segment.file = try log.storage.create(log.directory, segment.name(), log.direct);
+        errdefer {
+            log.storage.close(segment.file.?);
+            // It holds nothing. Where it stays, the next start removes it.
+            log.storage.unlink(log.directory, segment.name()) catch {};
+        }
+        var zeroed_end = @min(zeroed_bytes, segment.groupsEnd());
+        log.storage.allocate(segment.file.?, size_bytes) catch |err| switch (err) {
+            // Then only writing it reserves it.
+            error.NotSupported => zeroed_end = segment.groupsEnd(),
+            else => return err,
+        };
+        var offset: u64 = 0;
+        while (offset < zeroed_end) {
+            const count = @min(zero_bytes, zeroed_end - offset);
+            try log.storage.write(segment.file.?, &.{zeros[0..count]}, offset, false);
+            offset += count;
+        }
+        segment.zeroed_bytes.store(zeroed_end, .monotonic);
+        try log.writePreparedHeader(segment, block[0..wal.block_size]);
+        try log.storage.syncDirectory(log.directory);
+        return segment;
+    }
+
+    /// Block 0 and, in case that is ever damaged, the last block say whose segment this is, but no first LSN: it is
+    /// prepared. Durable on return, with all that was written before.
+    fn writePreparedHeader(log: *Log, segment: *Segment, block: *align(wal.block_size) [wal.block_size]u8) storage_module.Error!void {
+        assert(segment.first_lsn == 0);
+        @memset(block, 0);
+        log.fillHeader(block, segment);
+        try log.storage.write(segment.file.?, &.{block}, segment.groupsEnd(), false);
+        try log.storage.write(segment.file.?, &.{block}, 0, false);
+        try log.storage.sync(segment.file.?);
+    }
+
+    fn drawSegmentId(log: *Log) u64 {
+        while (true) {
+            const id = log.storage.randomU64();
+            if (id != 0) return id;
+        }
+    }
+
+    /// Any thread. `prepareNextSegment` has something to do. A route without records keeps no prepared segment.
+    pub fn needsPreparation(log: *const Log) bool {
+        if (log.added.load(.monotonic) != null) return true;
+        if (log.preparation_failed.load(.monotonic)) return false;
+        if (!log.in_use.load(.monotonic)) return false;
+        return log.spare.load(.monotonic) == null or log.zeroing_wanted.load(.monotonic);
+    }
+
+    /// Maintenance thread, ahead of need: zero-writes the rest of the current segment, gets the next one ready,
+    /// gives retired ones their final name and header. LogFull where there may be no further segment now. After an
+    /// error the call can be repeated.
+    pub fn prepareNextSegment(log: *Log) CommitError!void {
+        assert(log.stage == .recovered);
+        log.maintenance.lock();
+        defer log.maintenance.unlock();
+        log.takeAdded();
+        errdefer log.preparation_failed.store(true, .monotonic);
+        if (log.current.load(.acquire)) |segment| {
+            if (log.zeroing_wanted.swap(false, .acquire)) {
+                errdefer log.zeroing_wanted.store(true, .monotonic);
+                try log.zeroRest(segment);
+            }
+        }
+        if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
+            const prepared = try log.recycle() orelse try log.createSegment(std.math.maxInt(u64), .within_limit);
+            const before = log.spare.swap(prepared, .release);
+            assert(before == null);
+        }
+        try log.tidySegments();
+    }
+
+    /// The worker may retire the segment meanwhile; it stays until maintenance removes it.
+    fn zeroRest(log: *Log, segment: *Segment) storage_module.Error!void {
+        while (!segment.retired.load(.acquire)) {
+            const zeroed = segment.zeroed_bytes.load(.monotonic);
+            if (zeroed >= segment.groupsEnd()) return;
+            try log.zeroNext(segment, zeroed + 1, true);
+        }
+    }
+
+    /// Moves what the worker has put to use to maintenance's own list.
+    pub fn takeAdded(log: *Log) void {
+        var newest_first = log.added.swap(null, .acquire);
+        var oldest_first: ?*Segment = null;
+        while (newest_first) |segment| {
+            newest_first = segment.next;
+            segment.next = oldest_first;
+            oldest_first = segment;
+        }
+        var end = &log.segments;
+        while (end.*) |segment| end = &segment.next;
+        end.* = oldest_first;
+    }
+
+    /// Final header, final name, no descriptor; and what never held an acknowledged record goes.
+    fn tidySegments(log: *Log) storage_module.Error!void {
+        var renamed = false;
+        var link = &log.segments;
+        while (link.*) |segment| {
+            if (segment.tidied or !segment.retired.load(.acquire)) {
+                link = &segment.next;
+                continue;
+            }
+            if (segment.last_lsn.load(.monotonic) < segment.first_lsn) {
+                try log.unlinkSegment(segment);
+                link.* = segment.next;
+                log.freeSegment(segment);
+                renamed = true;
+                continue;
+            }
+            if (segment.sealed_lsn == 0) {
+                segment.sealed_lsn = segment.last_lsn.load(.monotonic);
+                @memset(log.maintenance_block, 0);
+                log.fillHeader(log.maintenance_block, segment);
+                // For people and for speed: the next segment's first LSN says the same.
+                log.storage.write(segment.file.?, &.{log.maintenance_block}, 0, true) catch {};
+            }
+            var buffer: [name_bytes]u8 = undefined;
+            const final = finalName(&buffer, segment.first_lsn, segment.created_realtime_ns);
+            if (log.storage.rename(log.directory, segment.name(), log.directory, final)) {
+                segment.setName(final);
+                renamed = true;
+            } else |_| {
+                // The name is for people.
+            }
+            log.storage.close(segment.file.?);
+            segment.file = null;
+            segment.tidied = true;
+            link = &segment.next;
+        }
+        if (renamed) try log.storage.syncDirectory(log.directory);
+    }
+
+    fn unlinkSegment(log: *Log, segment: *Segment) storage_module.Error!void {
+        log.storage.unlink(log.directory, segment.name()) catch |err| switch (err) {
+            error.NotFound => {},
+            else => return err,
+        };
+        _ = log.bytes_held.fetchSub(segment.size_bytes, .monotonic);
+    }
+
+    /// Closes and frees; the file stays as it is.
+    pub fn freeSegment(log: *Log, segment: *Segment) void {
+        if (segment.file) |file| log.storage.close(file);
+        log.allocator.destroy(segment);
+    }
+
+    /// A new life for a segment below the checkpoint: its blocks are written already, which a fresh one's are not.
+    /// null where there is none to be had.
+    pub fn recycle(log: *Log) storage_module.Error!?*Segment {
+        const segment = log.recyclable orelse return null;
+        assert(segment.size_bytes == log.options.segment_bytes);
+        log.recyclable = null;
+        log.prepareAgain(segment) catch |err| {
+            // Whatever it is that is wrong with it: a fresh one may do better.
+            log.unlinkSegment(segment) catch {
+                log.recyclable = segment;
+                return err;
+            };
+            log.freeSegment(segment);
+            return null;
+        };
+        return segment;
+    }
+
+    fn prepareAgain(log: *Log, segment: *Segment) storage_module.Error!void {
+        const now_ns = log.storage.realtimeNs();
+        const file = segment.file orelse try log.storage.open(log.directory, segment.name(), log.direct);
+        segment.* = .{
+            .id = log.drawSegmentId(),
+            .epoch = log.epoch.load(.monotonic) + 1,
+            .size_bytes = segment.size_bytes,
+            .readable_bytes = segment.size_bytes,
+            .created_realtime_ns = now_ns,
+            .file = file,
+            .name_buffer = segment.name_buffer,
+            .name_length = segment.name_length,
+            .zeroed_bytes = .init(segment.groupsEnd()),
+        };
+        var buffer: [name_bytes]u8 = undefined;
+        const spare_name = spareName(&buffer, now_ns, segment.id);
+        try log.storage.rename(log.directory, segment.name(), log.directory, spare_name);
+        segment.setName(spare_name);
+        // Whoever opened it may have found it cut short, or with holes.
+        log.storage.allocate(file, segment.size_bytes) catch |err| if (err != error.NotSupported) return err;
+        try log.writePreparedHeader(segment, log.maintenance_block);
+        try log.storage.syncDirectory(log.directory);
+    }
+
+    /// Maintenance thread. Everything up to and including `applied_lsn` is durable in its target: says so durably.
+    /// Nothing is removed before that.
+    pub fn checkpoint(log: *Log, applied_lsn: u64) storage_module.Error!void {
+        assert(log.stage == .recovered);
+        log.maintenance.lock();
+        defer log.maintenance.unlock();
+        assert(applied_lsn <= log.durableLsn());
+        log.preparation_failed.store(false, .monotonic);
+        try log.writeCheckpoint(@max(applied_lsn, log.applied_lsn));
+    }
+
+    /// The block that was written longer ago is written, so that one whole block is there at any time.
+    pub fn writeCheckpoint(log: *Log, applied_lsn: u64) storage_module.Error!void {
+        const sequence = log.checkpoint_sequence + 1;
+        @memset(log.maintenance_block, 0);
+        const block: *wal.Checkpoint = @ptrCast(log.maintenance_block);
+        block.* = .{
+            .header_checksum = 0,
+            .version = wal.version,
+            .reserved_0 = 0,
+            .magic = wal.checkpoint_magic,
+            .log_uuid = log.uuid,
+            .sequence = sequence,
+            .applied_lsn = applied_lsn,
+            .durable_lsn = log.durableLsn(),
+            .written_realtime_ns = log.storage.realtimeNs(),
+        };
+        block.header_checksum = block.computeChecksum();
+        try log.storage.write(log.checkpoint_file.?, &.{log.maintenance_block}, (sequence % 2) * wal.block_size, true);
+        log.checkpoint_sequence = sequence;
+        log.applied_lsn_before = log.applied_lsn;
+        log.applied_lsn = applied_lsn;
+    }
+
+    /// Maintenance thread. Removes whole segments below the checkpoint, oldest first, up to the first that may not
+    /// go; one of them is kept for a new life. The newest segment always stays: its first LSN is what voids the
+    /// tails of those before it. After an error the call can be repeated.
+    pub fn collect(log: *Log, may_remove: MayRemove) storage_module.Error!void {
+        assert(log.stage == .recovered);
+        log.maintenance.lock();
+        defer log.maintenance.unlock();
+        log.takeAdded();
+        try log.tidySegments();
+        var removed = false;
+        while (log.segments) |segment| {
+            if (segment.next == null or !segment.tidied) break;
+            const last_lsn = segment.last_lsn.load(.monotonic);
+            if (last_lsn > log.applied_lsn) break;
+            const summary = SegmentSummary{
+                .first_lsn = segment.first_lsn,
+                .last_lsn = last_lsn,
+                .rings = segment.ring_maxima[0..segment.ring_count],
+                .rings_complete = segment.rings_complete,
+            };
+            if (!may_remove.ask(may_remove.context, &summary)) break;
+            // Either block of the checkpoint alone must be enough, should the other one be damaged.
+            if (last_lsn > log.applied_lsn_before) try log.writeCheckpoint(log.applied_lsn);
+            assert(last_lsn <= log.applied_lsn_before);
+            const next = segment.next;
+            if (segment.evidence) {
+                try recovery_module.quarantine(log, segment.name());
+                _ = log.bytes_held.fetchSub(segment.size_bytes, .monotonic);
+                log.freeSegment(segment);
+            } else if (log.recyclable == null and segment.size_bytes == log.options.segment_bytes) {
+                log.recyclable = segment;
+            } else {
+                try log.unlinkSegment(segment);
+                log.freeSegment(segment);
+            }
+            log.segments = next;
+            removed = true;
+        }
+        if (removed) try log.storage.syncDirectory(log.directory);
+        // Where the log was full, the worker may be waiting for just that.
+        if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
+            if (try log.recycle()) |segment| log.spare.store(segment, .release);
+        }
+    }
+
+    /// Closes the files and frees the memory; writes nothing. No other thread may be in the log.
+    pub fn close(log: *Log) void {
+        log.releaseSegments();
+        log.storage.closeDirectory(log.directory);
+        log.arena.deinit();
+        const blocks: [*]align(wal.block_size) [wal.block_size]u8 = @ptrCast(log.header_block);
+        log.allocator.free(blocks[0..2]);
+        log.allocator.destroy(log);
+    }
+
+    fn releaseSegments(log: *Log) void {
+        log.takeAdded();
+        while (log.segments) |segment| {
+            log.segments = segment.next;
+            log.freeSegment(segment);
+        }
+        if (log.spare.swap(null, .acquire)) |segment| log.freeSegment(segment);
+        if (log.recyclable) |segment| log.freeSegment(segment);
+        log.recyclable = null;
+        log.current.store(null, .monotonic);
+        if (log.checkpoint_file) |file| log.storage.close(file);
+        log.checkpoint_file = null;
+    }
+};
+
+const name_bytes = 80;
+
+fn spareName(buffer: *[name_bytes]u8, realtime_ns: u64, id: u64) []const u8 {
+    var time: [timestamp_bytes]u8 = undefined;
+    return std.fmt.bufPrint(buffer, spare_prefix ++ "{s}-{x:0>16}" ++ segment_suffix, .{ timestamp(&time, realtime_ns), id }) catch unreachable;
+}
+
+/// `<first LSN, 20 digits>-<timestamp>.wal`
+fn finalName(buffer: *[name_bytes]u8, first_lsn: u64, realtime_ns: u64) []const u8 {
+    var time: [timestamp_bytes]u8 = undefined;
+    return std.fmt.bufPrint(buffer, "{d:0>20}-{s}" ++ segment_suffix, .{ first_lsn, timestamp(&time, realtime_ns) }) catch unreachable;
+}
+
+pub const timestamp_bytes = 26;
+
+/// 20261124T113202.123456789Z
+pub fn timestamp(buffer: *[timestamp_bytes]u8, realtime_ns: u64) []const u8 {
+    // Up to the year 9999; no clock is trusted.
+    const seconds = std.time.epoch.EpochSeconds{ .secs = @min(realtime_ns / std.time.ns_per_s, 253402300799) };
+    const day = seconds.getEpochDay();
+    const year_day = day.calculateYearDay();
+    const month_day = year_day.calculateMonthDay();
+    const time = seconds.getDaySeconds();
+    return std.fmt.bufPrint(buffer, "{d:0>4}{d:0>2}{d:0>2}T{d:0>2}{d:0>2}{d:0>2}.{d:0>9}Z", .{
+        year_day.year,          month_day.month.numeric(),          month_day.day_index + 1,
+        time.getHoursIntoDay(), time.getMinutesIntoHour(),          time.getSecondsIntoMinute(),
+        realtime_ns % std.time.ns_per_s,
+    }) catch unreachable;
+}
+
+comptime {
+    assert(zero_bytes % wal.block_size == 0);
+    assert(spare_prefix.len + timestamp_bytes + 1 + 16 + segment_suffix.len <= name_bytes);
+    assert(20 + 1 + timestamp_bytes + segment_suffix.len <= name_bytes);
+    assert(name_bytes <= storage_module.name_bytes_max);
+}
+
+test "timestamps" {
+    var buffer: [timestamp_bytes]u8 = undefined;
+    try std.testing.expectEqualStrings("19700101T000000.000000000Z", timestamp(&buffer, 0));
+    try std.testing.expectEqualStrings("20261124T113202.000000005Z", timestamp(&buffer, 1795519922 * std.time.ns_per_s + 5));
+    try std.testing.expectEqualStrings("25540721T233433.709551615Z", timestamp(&buffer, std.math.maxInt(u64)));
+}

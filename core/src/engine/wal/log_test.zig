@@ -1,0 +1,353 @@
+//! The log on a real disk, in a directory of its own.
+
+const std = @import("std");
+const testing = std.testing;
+const wal = @import("../../format/wal.zig");
+const crc32c = @import("../../format/checksum.zig").crc32c;
+const storage_module = @import("storage.zig");
+const reader_module = @import("reader.zig");
+const log_module = @import("log.zig");
+const Log = log_module.Log;
+const Group = log_module.Group;
+const LinuxStorage = log_module.LinuxStorage;
+
+const segment_bytes = 64 * 1024;
+const options = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 64 * segment_bytes };
+
+/// One log directory, and what it takes to work with it.
+const Bench = struct {
+    temporary: testing.TmpDir,
+    linux: LinuxStorage,
+    path: []const u8,
+    memory: []align(4096) u8,
+    group: Group,
+    log: ?*Log,
+
+    fn init(bench: *Bench) !void {
+        bench.temporary = testing.tmpDir(.{ .iterate = true });
+        bench.linux = .init(.{});
+        const above = try bench.temporary.dir.realpathAlloc(testing.allocator, ".");
+        defer testing.allocator.free(above);
+        bench.path = try std.fs.path.join(testing.allocator, &.{ above, "orders" });
+        bench.memory = try testing.allocator.alignedAlloc(u8, .fromByteUnits(4096), 256 * 1024);
+        bench.group = .init(bench.memory);
+        bench.log = null;
+    }
+
+    fn deinit(bench: *Bench) void {
+        if (bench.log) |log| log.close();
+        testing.allocator.free(bench.memory);
+        testing.allocator.free(bench.path);
+        bench.temporary.cleanup();
+    }
+
+    fn open(bench: *Bench, with: log_module.Options) !*Log {
+        std.debug.assert(bench.log == null);
+        bench.log = try Log.open(testing.allocator, bench.linux.storage(), bench.path, with);
+        return bench.log.?;
+    }
+
+    fn close(bench: *Bench) void {
+        bench.log.?.close();
+        bench.log = null;
+    }
+
+    /// Opens, recovers, and checks that exactly LSNs `first` to `last` are delivered, each as `append` made it,
+    /// twice.
+    fn reopen(bench: *Bench, with: log_module.Options, first: u64, last: u64) !*Log {
+        if (bench.log != null) bench.close();
+        const log = try bench.open(with);
+        var seen = Seen{};
+        const recovery = try log.recover(.{ .context = &seen, .visit = Seen.visit });
+        try testing.expectEqual(@as(?u64, null), seen.wrong_lsn);
+        for (seen.passes) |pass| {
+            if (first > last) {
+                try testing.expectEqual(@as(u64, 0), pass.count);
+                continue;
+            }
+            try testing.expectEqual(first, pass.first);
+            try testing.expectEqual(last, pass.last);
+        }
+        try testing.expectEqual(seen.passes[0].count, seen.passes[1].count);
+        try testing.expectEqual(seen.passes[0].count, recovery.record_count);
+        return log;
+    }
+
+    fn commit(bench: *Bench, count: usize, length_bytes: u32) !void {
+        bench.group.begin(bench.log.?);
+        for (0..count) |_| try append(&bench.group, length_bytes);
+        try bench.log.?.commit(&bench.group);
+    }
+
+    /// Overwrites bytes of a file of the log.
+    fn damage(bench: *Bench, name: []const u8, offset: u64, bytes: []const u8) !void {
+        var directory = try bench.temporary.dir.openDir("orders", .{});
+        defer directory.close();
+        const file = try directory.openFile(name, .{ .mode = .read_write });
+        defer file.close();
+        try file.pwriteAll(bytes, offset);
+    }
+
+    /// Names in the log directory, or one below, that end with `suffix`; sorted.
+    fn names(bench: *Bench, below: []const u8, suffix: []const u8) !Names {
+        var list = Names{};
+        errdefer list.deinit();
+        const path = try std.fs.path.join(testing.allocator, &.{ "orders", below });
+        defer testing.allocator.free(path);
+        var directory = bench.temporary.dir.openDir(path, .{ .iterate = true }) catch |err| switch (err) {
+            error.FileNotFound => return list,
+            else => return err,
+        };
+        defer directory.close();
+        var iterator = directory.iterate();
+        while (try iterator.next()) |entry| {
+            if (!std.mem.endsWith(u8, entry.name, suffix)) continue;
+            try list.items.append(testing.allocator, try testing.allocator.dupe(u8, entry.name));
+        }
+        std.mem.sort([]const u8, list.items.items, {}, struct {
+            fn lessThan(_: void, a: []const u8, b: []const u8) bool {
+                return std.mem.lessThan(u8, a, b);
+            }
+        }.lessThan);
+        return list;
+    }
+};
+
+const Names = struct {
+    items: std.ArrayListUnmanaged([]const u8) = .empty,
+
+    fn deinit(list: *Names) void {
+        for (list.items.items) |name| testing.allocator.free(name);
+        list.items.deinit(testing.allocator);
+    }
+
+    fn at(list: *const Names, index: usize) []const u8 {
+        return list.items.items[index];
+    }
+
+    fn count(list: *const Names) usize {
+        return list.items.items.len;
+    }
+};
+
+const ring_uuid: [16]u8 = @splat(7);
+
+fn fill(payload: []u8, lsn: u64) void {
+    var prng = std.Random.DefaultPrng.init(lsn);
+    prng.random().bytes(payload);
+}
+
+fn append(group: *Group, length_bytes: u32) !void {
+    const slot = group.append(.{ .kind = .write, .ring_uuid = ring_uuid, .position = group.first_lsn + group.recordCount(), .file_id = 3, .length_bytes = length_bytes }) orelse
+        return error.GroupFull;
+    fill(slot.payload, slot.lsn);
+    slot.header.payload_checksum = crc32c(0, slot.payload);
+    slot.header.offset = slot.lsn * 1000;
+}
+
+const Seen = struct {
+    passes: [2]struct { first: u64 = 0, last: u64 = 0, count: u64 = 0 } = .{ .{}, .{} },
+    wrong_lsn: ?u64 = null,
+    gaps: u64 = 0,
+
+    fn visit(context: *anyopaque, pass_kind: log_module.Pass, header: *const wal.RecordHeader, payload: []const u8) error{VisitorStopped}!void {
+        const seen: *Seen = @ptrCast(@alignCast(context));
+        const pass = &seen.passes[@intFromEnum(pass_kind)];
+        var buffer: [64 * 1024]u8 = undefined;
+        const expected = buffer[0..payload.len];
+        fill(expected, header.lsn);
+        const right = std.mem.eql(u8, expected, payload) and header.offset == header.lsn * 1000 and header.position == header.lsn and header.file_id == 3;
+        if (!right or header.lsn <= pass.last) seen.wrong_lsn = header.lsn;
+        if (pass.count == 0) pass.first = header.lsn else if (header.lsn != pass.last + 1) seen.gaps += 1;
+        pass.last = header.lsn;
+        pass.count += 1;
+    }
+};
+
+fn yes(_: *anyopaque, _: *const log_module.SegmentSummary) bool {
+    return true;
+}
+
+var nothing: u8 = 0;
+const remove_all = log_module.MayRemove{ .context = &nothing, .ask = yes };
+
+test "what was committed comes back after close and open, however often" {
+    for ([_]bool{ true, false }) |direct| {
+        var bench: Bench = undefined;
+        try bench.init();
+        defer bench.deinit();
+        var with = options;
+        with.direct = direct;
+        var log = try bench.reopen(with, 1, 0);
+        const uuid = log.uuid;
+        try testing.expectEqual(@as(u64, 1), log.nextLsn());
+        try bench.commit(1, 100);
+        try bench.commit(3, 0);
+        try bench.commit(5, 5000);
+        try testing.expectEqual(@as(u64, 9), log.durableLsn());
+        log = try bench.reopen(with, 1, 9);
+        try testing.expectEqual(uuid, log.uuid);
+        try testing.expectEqual(@as(u64, 10), log.nextLsn());
+        try bench.commit(2, 17);
+        log = try bench.reopen(with, 1, 11);
+        try testing.expectEqual(@as(usize, 0), log.recovery.notes.len);
+        try testing.expectEqual(@as(usize, 0), log.recovery.missing.len);
+        _ = try bench.reopen(with, 1, 11);
+    }
+}
+
+test "segments follow one another, are prepared ahead, and go once the checkpoint has passed them" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    var log = try bench.reopen(options, 1, 0);
+    try testing.expect(!log.needsPreparation());
+    for (0..40) |_| {
+        try bench.commit(4, 2000);
+        if (log.needsPreparation()) try log.prepareNextSegment();
+        try testing.expect(!log.needsPreparation());
+    }
+    const last = log.durableLsn();
+    try testing.expectEqual(@as(u64, 160), last);
+    {
+        var segments = try bench.names("", ".wal");
+        defer segments.deinit();
+        try testing.expect(segments.count() > 5);
+        try testing.expectEqual(segments.count() * segment_bytes, log.bytesHeld());
+        try testing.expectStringStartsWith(segments.at(0), "00000000000000000001-");
+    }
+    log = try bench.reopen(options, 1, last);
+    try log.checkpoint(100);
+    try log.collect(remove_all);
+    log = try bench.reopen(options, 101, last);
+    try log.checkpoint(last);
+    try log.collect(remove_all);
+    {
+        // The newest stays, one is prepared, and one is kept for a new life.
+        var segments = try bench.names("", ".wal");
+        defer segments.deinit();
+        try testing.expectEqual(@as(usize, 3), segments.count());
+        try testing.expectEqual(3 * segment_bytes, log.bytesHeld());
+    }
+    log = try bench.reopen(options, 1, 0);
+    try testing.expectEqual(last + 1, log.nextLsn());
+    for (0..40) |_| {
+        try bench.commit(4, 2000);
+        try log.checkpoint(log.durableLsn());
+        try log.collect(remove_all);
+        try log.prepareNextSegment();
+        try testing.expect(log.bytesHeld() <= 4 * segment_bytes);
+    }
+    _ = try bench.reopen(options, 1, 0);
+}
+
+test "a cancelled record takes no LSN, and a group that is full says so" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    const log = try bench.reopen(options, 1, 0);
+    bench.group.begin(log);
+    try append(&bench.group, 10);
+    _ = bench.group.append(.{ .kind = .write, .length_bytes = 3000 }).?;
+    bench.group.cancelLast();
+    try append(&bench.group, 20);
+    try testing.expectEqual(@as(u32, 2), bench.group.recordCount());
+    while (append(&bench.group, 1000)) {} else |err| try testing.expectEqual(error.GroupFull, err);
+    try testing.expect(bench.group.commitBytes() <= log.groupBytesMax());
+    try log.commit(&bench.group);
+    const last = bench.group.lastLsn();
+    var records = bench.group.records();
+    var count: u64 = 0;
+    while (records.next()) |slot| count += slot.header.lsn - slot.lsn + 1;
+    try testing.expectEqual(last, count);
+    _ = try bench.reopen(options, 1, last);
+}
+
+test "a full log says so before it writes, and takes more once a checkpoint has made room" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    const small = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 2 * segment_bytes };
+    const log = try bench.reopen(small, 1, 0);
+    var commits: u64 = 0;
+    while (true) : (commits += 1) {
+        try testing.expect(commits < 1000);
+        const admitted = log.admits(16 * 1024);
+        bench.commit(3, 4000) catch |err| {
+            try testing.expectEqual(error.LogFull, err);
+            try testing.expect(!admitted);
+            break;
+        };
+        try testing.expect(admitted);
+    }
+    try testing.expectEqual(@as(u64, 6), commits);
+    try testing.expectError(error.LogFull, log.prepareNextSegment());
+    try log.checkpoint(log.durableLsn());
+    try log.collect(remove_all);
+    // The group that was refused, unchanged.
+    try log.commit(&bench.group);
+    try testing.expectEqual(@as(u64, 21), log.durableLsn());
+    try testing.expectEqual(2 * segment_bytes, log.bytesHeld());
+}
+
+test "may_remove is asked with the highest position of each ring, and its no is respected" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    const log = try bench.reopen(options, 1, 0);
+    for (0..20) |_| try bench.commit(4, 2000);
+    const Asked = struct {
+        var maximum: u64 = 0;
+        fn ask(_: *anyopaque, segment: *const log_module.SegmentSummary) bool {
+            std.debug.assert(segment.rings.len == 1);
+            std.debug.assert(segment.rings_complete);
+            std.debug.assert(std.mem.eql(u8, &segment.rings[0].ring_uuid, &ring_uuid));
+            std.debug.assert(segment.rings[0].position == segment.last_lsn);
+            maximum = @max(maximum, segment.last_lsn);
+            return segment.last_lsn <= 40;
+        }
+    };
+    try log.checkpoint(log.durableLsn());
+    const before = log.bytesHeld();
+    try log.collect(.{ .context = &nothing, .ask = Asked.ask });
+    try testing.expect(Asked.maximum > 40);
+    try testing.expect(log.bytesHeld() < before);
+    try testing.expect(log.bytesHeld() > 2 * segment_bytes);
+}
+
+test "damage below what was durable is put aside, named to the record, and what is good beyond is delivered" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    _ = try bench.reopen(options, 1, 0);
+    for (0..6) |_| try bench.commit(3, 1000); // one block each; the first at 4096
+    bench.close();
+    var segments = try bench.names("", ".wal");
+    defer segments.deinit();
+    try bench.damage(segments.at(0), 4096 * 2 + 3, "damage"); // header of the group with LSNs 4 to 6
+    try bench.damage(segments.at(0), 4096 * 4 + 64 + 96 + 1000 + 200, "damage"); // payload of LSN 11
+
+    const expected = [_]log_module.LsnRange{ .{ .first = 4, .last = 6 }, .{ .first = 11, .last = 11 } };
+    for (0..2) |_| {
+        const log = try bench.open(options);
+        var seen = Seen{};
+        const recovery = try log.recover(.{ .context = &seen, .visit = Seen.visit });
+        try testing.expectEqualSlices(log_module.LsnRange, &expected, recovery.missing);
+        try testing.expectEqual(@as(u64, 4), recovery.missing_records);
+        try testing.expectEqual(@as(u64, 14), recovery.record_count);
+        try testing.expectEqual(@as(u64, 18), seen.passes[1].last);
+        try testing.expectEqual(@as(u64, 2 * 2), seen.gaps);
+        try testing.expectEqualStrings("lost-4-11-4.json", recovery.receipt_name);
+        try testing.expectEqual(@as(u64, 19), log.nextLsn());
+        bench.close();
+        // Found again by the second start: the same receipt, the same evidence.
+        var receipts = try bench.names("receipts", "");
+        defer receipts.deinit();
+        try testing.expectEqual(@as(usize, 1), receipts.count());
+        var evidence = try bench.names("quarantine", "");
+        defer evidence.deinit();
+        try testing.expectEqual(@as(usize, 2), evidence.count());
+        try testing.expectStringEndsWith(evidence.at(0), ".wal.16384+4096");
+        try testing.expectStringEndsWith(evidence.at(1), ".wal.8192+4096");
+    }
+}

@@ -1,0 +1,830 @@
+//! Opening a log directory, whatever state it is in, and bringing its records back.
+//!
+//! What counts. Segments are put in the order of their first LSNs, then epochs. A segment's records count up to
+//! where it was sealed, and up to the next segment's first LSN: whatever lies behind was never acknowledged. Within
+//! that, records are delivered in LSN order, each once, from the checkpoint on.
+//!
+//! What is missing. Everything that says "durable up to here" is believed: the checkpoint, every group's header,
+//! each segment's first LSN, each seal. A gap at or below that is a loss: the blocks that should hold it are copied
+//! to the quarantine, a receipt names the exact LSNs, and what is good beyond is delivered. A gap above it is where
+//! a commit was cut short: nothing beyond is delivered, since nobody was told that it is durable.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const wal = @import("../../format/wal.zig");
+const storage_module = @import("storage.zig");
+const reader_module = @import("reader.zig");
+const log_module = @import("log.zig");
+const Log = log_module.Log;
+const Segment = log_module.Segment;
+const Group = log_module.Group;
+const SegmentReader = reader_module.SegmentReader;
+const Range = reader_module.Range;
+const Error = storage_module.Error;
+
+/// survey: identities, fences, ring positions. apply: the same records again, to be applied.
+pub const Pass = enum { survey, apply };
+
+/// Gets every record. The payload is valid during the call only. VisitorStopped ends the recovery with that error.
+pub const Visitor = struct {
+    context: *anyopaque,
+    visit: *const fn (context: *anyopaque, pass: Pass, header: *const wal.RecordHeader, payload: []const u8) error{VisitorStopped}!void,
+};
+
+pub const LsnRange = struct { first: u64, last: u64 };
+
+/// Something about a file of the log that a person may want to know.
+pub const Note = struct { name: []const u8, text: []const u8 };
+
+pub const Recovery = struct {
+    /// By the checkpoint; records up to here are not delivered.
+    applied_lsn: u64 = 0,
+    /// Of the delivered records; first_lsn > last_lsn where there was none.
+    first_lsn: u64 = 1,
+    last_lsn: u64 = 0,
+    record_count: u64 = 0,
+    payload_bytes: u64 = 0,
+    /// Were durable, cannot be read any more; in order, disjoint.
+    missing: []const LsnRange = &.{},
+    missing_records: u64 = 0,
+    /// The file in receipts/ that says the same; "" where nothing is missing, or where it could not be written (a
+    /// note says so then).
+    receipt_name: []const u8 = "",
+    notes: []const Note = &.{},
+    notes_dropped: u64 = 0,
+};
+
+const notes_max = 256;
+/// What one recovery copies to the quarantine at most; beyond it the whole segments are kept instead.
+const evidence_bytes_max = 64 << 20;
+const copy_bytes = 256 * 1024;
+/// Segments of one log. So many would be lost to any configuration.
+const candidates_max = 1 << 20;
+
+// ---------------------------------------------------------------------------------------------------------------
+// Open
+// ---------------------------------------------------------------------------------------------------------------
+
+/// A file of the directory that may be a segment.
+const Candidate = struct {
+    name: []const u8,
+    size_bytes: u64,
+    header: reader_module.ParsedHeader = .damaged,
+    trailer: reader_module.ParsedHeader = .damaged,
+    /// false: not a file of this user's, or none at all.
+    openable: bool = false,
+
+    /// By the first block, else by the last.
+    fn identity(candidate: *const Candidate) ?*const wal.SegmentHeader {
+        if (candidate.header == .valid) return &candidate.header.valid;
+        if (candidate.trailer == .valid) return &candidate.trailer.valid;
+        return null;
+    }
+};
+
+const Listing = struct {
+    arena: std.mem.Allocator,
+    log: *Log,
+    candidates: std.ArrayListUnmanaged(Candidate) = .empty,
+    out_of_memory: bool = false,
+
+    fn visit(context: *anyopaque, name: []const u8, kind: storage_module.EntryKind, size_bytes: u64) void {
+        const listing: *Listing = @ptrCast(@alignCast(context));
+        if (!std.mem.endsWith(u8, name, log_module.segment_suffix)) return;
+        if (kind != .file) return note(listing.log, name, "not a regular file: ignored", .{});
+        if (listing.candidates.items.len == candidates_max) {
+            listing.out_of_memory = true;
+            return;
+        }
+        const owned = listing.arena.dupe(u8, name) catch {
+            listing.out_of_memory = true;
+            return;
+        };
+        listing.candidates.append(listing.arena, .{ .name = owned, .size_bytes = size_bytes }) catch {
+            listing.out_of_memory = true;
+        };
+    }
+};
+
+/// Reads the checkpoint and the headers of all segments; puts aside what does not belong.
+pub fn openLog(log: *Log) log_module.OpenError!void {
+    var scratch = std.heap.ArenaAllocator.init(log.allocator);
+    defer scratch.deinit();
+    const block = log.maintenance_block;
+
+    const stored = try openCheckpoint(log, block);
+
+    var listing = Listing{ .arena = scratch.allocator(), .log = log };
+    log.storage.list(log.directory, .{ .context = &listing, .visit = Listing.visit }) catch |err| {
+        log.explain("cannot list the log directory {s}: {s}", .{ log.path, @errorName(err) });
+        return err;
+    };
+    if (listing.out_of_memory) return error.OutOfMemory;
+    const candidates = listing.candidates.items;
+    std.mem.sort(Candidate, candidates, {}, struct {
+        fn lessThan(_: void, a: Candidate, b: Candidate) bool {
+            return std.mem.lessThan(u8, a.name, b.name);
+        }
+    }.lessThan);
+    for (candidates) |*candidate| try readCandidate(log, candidate, block);
+
+    if (stored) |checkpoint| {
+        log.uuid = checkpoint.log_uuid;
+        log.checkpoint_sequence = checkpoint.sequence;
+        log.applied_lsn = checkpoint.applied_lsn;
+        log.durable_lsn.store(@max(checkpoint.durable_lsn, checkpoint.applied_lsn), .monotonic);
+    } else {
+        log.uuid = try mostFrequentUuid(scratch.allocator(), candidates) orelse uuid: {
+            var uuid: [16]u8 = undefined;
+            log.storage.random(&uuid);
+            break :uuid uuid;
+        };
+    }
+
+    var segments: std.ArrayListUnmanaged(*Segment) = .empty;
+    errdefer for (segments.items) |segment| log.freeSegment(segment);
+    var by_id: std.AutoHashMapUnmanaged(u64, usize) = .empty;
+    for (candidates) |*candidate| {
+        const segment = try admit(log, candidate, block) orelse continue;
+        {
+            errdefer log.freeSegment(segment);
+            try segments.ensureUnusedCapacity(scratch.allocator(), 1);
+            const twin = try by_id.getOrPut(scratch.allocator(), segment.id);
+            if (!twin.found_existing) {
+                twin.value_ptr.* = segments.items.len;
+                segments.appendAssumeCapacity(segment);
+                continue;
+            }
+            // A copy of a segment, perhaps cut short: the longer one stays.
+            const other = &segments.items[twin.value_ptr.*];
+            if (other.*.readable_bytes < segment.readable_bytes) {
+                putAside(log, other.*.name(), "a shorter copy of the segment in {s}", .{segment.name()});
+                log.freeSegment(other.*);
+                other.* = segment;
+                continue;
+            }
+            putAside(log, segment.name(), "a copy of the segment in {s}", .{other.*.name()});
+        }
+        log.freeSegment(segment);
+    }
+    std.mem.sort(*Segment, segments.items, {}, struct {
+        fn lessThan(_: void, a: *Segment, b: *Segment) bool {
+            if (a.first_lsn != b.first_lsn) return a.first_lsn < b.first_lsn;
+            return a.epoch < b.epoch;
+        }
+    }.lessThan);
+
+    var link = &log.segments;
+    for (segments.items) |segment| {
+        link.* = segment;
+        link = &segment.next;
+        if (segment.sealed_lsn > log.durableLsn()) log.durable_lsn.store(segment.sealed_lsn, .monotonic);
+        if (segment.first_lsn - 1 > log.durableLsn()) log.durable_lsn.store(segment.first_lsn - 1, .monotonic);
+        log.newest_id = segment.id;
+        _ = log.bytes_held.fetchAdd(segment.size_bytes, .monotonic);
+    }
+    segments.clearRetainingCapacity(); // they are the log's now
+    if (stored == null) {
+        if (log.segments) |oldest| {
+            log.applied_lsn = oldest.first_lsn - 1;
+            note(log, log_module.checkpoint_name, "cannot be read: everything that the log still holds is applied again, from LSN {d}", .{oldest.first_lsn});
+        }
+        // So that the log has an identity of its own from now on, on the disk too.
+        log.writeCheckpoint(log.applied_lsn) catch |err| {
+            log.explain("cannot write {s}/{s}: {s}. Is the disk full or read-only?", .{ log.path, log_module.checkpoint_name, @errorName(err) });
+            return err;
+        };
+    }
+    log.applied_lsn_before = 0; // by the other block, of which nothing is known
+    log.storage.syncDirectory(log.directory) catch |err| {
+        log.explain("cannot sync the log directory {s}: {s}", .{ log.path, @errorName(err) });
+        return err;
+    };
+}
+
+/// The valid block with the higher sequence; null where neither is.
+fn openCheckpoint(log: *Log, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?wal.Checkpoint {
+    const name = log_module.checkpoint_name;
+    return readCheckpoint(log, name, block) catch |err| {
+        if (err != error.LogVersion) log.explain("cannot open or make {s}/{s}: {s}. Check the rights of this user, and whether the disk is full or read-only", .{ log.path, name, @errorName(err) });
+        return err;
+    };
+}
+
+fn readCheckpoint(log: *Log, name: []const u8, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?wal.Checkpoint {
+    log.checkpoint_file = log.storage.open(log.directory, name, log.direct) catch |err| file: {
+        switch (err) {
+            error.NotFound => {},
+            error.InvalidArgument, error.IsADirectory, error.TooManySymlinks, error.NoSuchDevice => putAside(log, name, "not a regular file", .{}),
+            else => return err,
+        }
+        break :file try log.storage.create(log.directory, name, log.direct);
+    };
+    var newest: ?wal.Checkpoint = null;
+    for (0..2) |index| {
+        const unreadable = try reader_module.readBlocks(log.storage, log.checkpoint_file.?, block, index * wal.block_size);
+        if (unreadable > 0) note(log, name, "block {d} cannot be read", .{index});
+        var checkpoint: wal.Checkpoint = undefined;
+        @memcpy(std.mem.asBytes(&checkpoint), block[0..@sizeOf(wal.Checkpoint)]);
+        if (checkpoint.magic != wal.checkpoint_magic) continue;
+        if (checkpoint.header_checksum != checkpoint.computeChecksum()) continue;
+        if (checkpoint.version != wal.version) return otherVersion(log, name, checkpoint.version);
+        if (@max(checkpoint.applied_lsn, checkpoint.durable_lsn) > reader_module.lsn_max) continue;
+        if (newest == null or checkpoint.sequence > newest.?.sequence) newest = checkpoint;
+    }
+    return newest;
+}
+
+fn otherVersion(log: *Log, name: []const u8, version: u16) error{LogVersion} {
+    log.explain("{s}/{s} is of version {d} of the log format, this is version {d}. Drain the log with the Elgate that wrote it, or give this one another wal.dir", .{ log.path, name, version, wal.version });
+    return error.LogVersion;
+}
+
+fn readCandidate(log: *Log, candidate: *Candidate, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!void {
+    const file = log.storage.open(log.directory, candidate.name, log.direct) catch |err| switch (err) {
+        // Of somebody else, or gone, or no file at all.
+        error.NotFound, error.AccessDenied, error.NotPermitted, error.InvalidArgument, error.TooManySymlinks => return,
+        else => {
+            log.explain("cannot open {s}/{s}: {s}", .{ log.path, candidate.name, @errorName(err) });
+            return err;
+        },
+    };
+    defer log.storage.close(file);
+    candidate.openable = true;
+    _ = try readExplained(log, candidate.name, file, block, 0);
+    candidate.header = reader_module.parseSegmentHeader(block);
+    if (candidate.header == .valid) return;
+    const blocks = candidate.size_bytes / wal.block_size;
+    if (blocks * wal.block_size < reader_module.segment_bytes_min) return;
+    _ = try readExplained(log, candidate.name, file, block, (blocks - 1) * wal.block_size);
+    candidate.trailer = reader_module.parseSegmentHeader(block);
+}
+
+fn readExplained(log: *Log, name: []const u8, file: storage_module.File, block: *align(wal.block_size) [wal.block_size]u8, offset: u64) Error!u64 {
+    return reader_module.readBlocks(log.storage, file, block, offset) catch |err| {
+        log.explain("cannot read {s}/{s}: {s}", .{ log.path, name, @errorName(err) });
+        return err;
+    };
+}
+
+fn mostFrequentUuid(allocator: std.mem.Allocator, candidates: []const Candidate) error{OutOfMemory}!?[16]u8 {
+    var counts: std.AutoHashMapUnmanaged([16]u8, u32) = .empty;
+    var best: ?[16]u8 = null;
+    var best_count: u32 = 0;
+    for (candidates) |*candidate| {
+        const header = candidate.identity() orelse continue;
+        const entry = try counts.getOrPutValue(allocator, header.log_uuid, 0);
+        entry.value_ptr.* += 1;
+        if (entry.value_ptr.* > best_count) {
+            best = header.log_uuid;
+            best_count = entry.value_ptr.*;
+        }
+    }
+    return best;
+}
+
+/// The segment that a candidate turns out to be; null where it is none, or not one with records.
+fn admit(log: *Log, candidate: *const Candidate, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?*Segment {
+    const name = candidate.name;
+    for ([_]reader_module.ParsedHeader{ candidate.header, candidate.trailer }) |parsed| {
+        if (parsed == .other_version) return otherVersion(log, name, parsed.other_version);
+    }
+    if (!candidate.openable) {
+        putAside(log, name, "cannot be opened", .{});
+        return null;
+    }
+    const header = candidate.identity() orelse {
+        if (std.mem.startsWith(u8, name, log_module.spare_prefix) and isUnwritten(candidate)) {
+            // The header is written, and synced, before anything else is: this one never got so far.
+            log.storage.unlink(log.directory, name) catch |err| note(log, name, "left over from an unfinished preparation, cannot be removed: {s}", .{@errorName(err)});
+            return null;
+        }
+        putAside(log, name, "{s}", .{if (candidate.size_bytes == 0) "empty" else "not a segment of a log, or damaged at both ends"});
+        return null;
+    };
+    if (!std.mem.eql(u8, &header.log_uuid, &log.uuid)) {
+        putAside(log, name, "a segment of another log ({x})", .{&header.log_uuid});
+        return null;
+    }
+    if (header.epoch > log.epoch.load(.monotonic)) log.epoch.store(header.epoch, .monotonic);
+
+    const segment = try log.allocator.create(Segment);
+    errdefer log.freeSegment(segment);
+    segment.* = .{
+        .id = header.segment_id,
+        .predecessor_id = header.predecessor_id,
+        .epoch = header.epoch,
+        .size_bytes = header.size_bytes,
+        .readable_bytes = @min(header.size_bytes, candidate.size_bytes),
+        .created_realtime_ns = header.created_realtime_ns,
+        .first_lsn = header.first_lsn,
+        .sealed_lsn = header.sealed_lsn,
+        .zeroed_bytes = .init(header.size_bytes),
+        .retired = .init(true),
+        .tidied = true,
+    };
+    segment.setName(name);
+    if (candidate.size_bytes != header.size_bytes) {
+        note(log, name, "{d} bytes long, its header says {d}", .{ candidate.size_bytes, header.size_bytes });
+    }
+    if (candidate.header != .valid) note(log, name, "its first block is damaged; known by its last block", .{});
+    if (segment.first_lsn == 0) {
+        // Prepared; or its first block is damaged, or was lost.
+        segment.first_lsn = try findFirstLsn(log, segment, block, candidate.header != .valid) orelse {
+            admitSpare(log, segment);
+            return null;
+        };
+    }
+    return segment;
+}
+
+fn isUnwritten(candidate: *const Candidate) bool {
+    return candidate.size_bytes == 0 or
+        (candidate.header == .zeros and (candidate.trailer == .zeros or candidate.size_bytes < reader_module.segment_bytes_min));
+}
+
+/// LSN of the segment's first group. Where its header can be trusted that group lies right behind it.
+fn findFirstLsn(log: *Log, segment: *Segment, block: *align(wal.block_size) [wal.block_size]u8, everywhere: bool) log_module.OpenError!?u64 {
+    const file = log.storage.open(log.directory, segment.name(), log.direct) catch |err| {
+        log.explain("cannot open {s}/{s}: {s}", .{ log.path, segment.name(), @errorName(err) });
+        return err;
+    };
+    defer log.storage.close(file);
+    var offset: u64 = wal.block_size;
+    while (offset + wal.block_size <= segment.readable_bytes) : (offset += wal.block_size) {
+        _ = try readExplained(log, segment.name(), file, block, offset);
+        if (reader_module.parseGroupHeader(block, segment.id)) |group| return group.first_lsn;
+        if (!everywhere) return null;
+    }
+    return null;
+}
+
+/// A prepared segment of an earlier life: one is taken over, others go.
+fn admitSpare(log: *Log, segment: *Segment) void {
+    if (log.recyclable == null and segment.size_bytes == log.options.segment_bytes) {
+        _ = log.bytes_held.fetchAdd(segment.size_bytes, .monotonic);
+        log.recyclable = segment;
+        return;
+    }
+    log.storage.unlink(log.directory, segment.name()) catch |err| note(log, segment.name(), "prepared and not needed, cannot be removed: {s}", .{@errorName(err)});
+    log.freeSegment(segment);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Recover
+// ---------------------------------------------------------------------------------------------------------------
+
+pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
+    const window = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), reader_module.window_bytes);
+    defer log.allocator.free(window);
+    const copy_buffer = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), copy_bytes);
+    defer log.allocator.free(copy_buffer);
+    var walk = Walk{ .log = log, .window = window, .copy_buffer = copy_buffer };
+    defer walk.deinit();
+
+    log.recovery.applied_lsn = log.applied_lsn;
+    try walk.findDurable();
+    takeOverSpare(log);
+    try walk.rewriteTail();
+
+    walk.visitor = visitor;
+    try walk.run(.survey);
+    log.recovery.last_lsn = walk.expected - 1;
+    try walk.run(.apply);
+
+    const next_lsn = @max(log.recovery.last_lsn, walk.durable_lsn) + 1;
+    assert(next_lsn - 1 >= log.durableLsn());
+    log.durable_lsn.store(next_lsn - 1, .release);
+    var next = log.segments;
+    while (next) |segment| : (next = segment.next) {
+        if (segment == log.current.load(.monotonic)) continue;
+        segment.last_lsn.store(@min(upperLsn(segment), next_lsn - 1), .monotonic);
+    }
+    try walk.finishMissing();
+}
+
+/// The last LSN that counts in a segment.
+fn upperLsn(segment: *const Segment) u64 {
+    var upper: u64 = if (segment.sealed_lsn != 0) segment.sealed_lsn else std.math.maxInt(u64);
+    if (segment.next) |next| upper = @min(upper, next.first_lsn - 1);
+    return upper;
+}
+
+fn takeOverSpare(log: *Log) void {
+    const prepared = log.recycle() catch |err| {
+        note(log, "", "the prepared segment of the daemon before cannot be used again: {s}", .{@errorName(err)});
+        return;
+    };
+    if (prepared) |segment| log.spare.store(segment, .release);
+}
+
+const Suspect = struct { segment: *Segment, range: Range };
+
+const Walk = struct {
+    log: *Log,
+    window: []align(wal.block_size) u8,
+    copy_buffer: []align(wal.block_size) u8,
+    visitor: ?Visitor = null,
+    /// Everything up to here was durable once.
+    durable_lsn: u64 = 0,
+    /// The next LSN that is to be delivered.
+    expected: u64 = 0,
+    missing: std.ArrayListUnmanaged(LsnRange) = .empty,
+    /// Where the records may have been that have not turned up since the last one that was delivered.
+    suspects: std.ArrayListUnmanaged(Suspect) = .empty,
+    evidence_names: std.ArrayListUnmanaged([]const u8) = .empty,
+    evidence_bytes: u64 = 0,
+
+    fn deinit(walk: *Walk) void {
+        walk.missing.deinit(walk.log.allocator);
+        walk.suspects.deinit(walk.log.allocator);
+        walk.evidence_names.deinit(walk.log.allocator);
+    }
+
+    const Opened = struct { reader: SegmentReader, close: bool };
+
+    fn open(walk: *Walk, segment: *Segment) Error!?Opened {
+        const log = walk.log;
+        var close = false;
+        const file = segment.file orelse file: {
+            close = true;
+            break :file log.storage.open(log.directory, segment.name(), log.direct) catch |err| switch (err) {
+                error.NotFound => return null,
+                else => {
+                    log.explain("cannot open {s}/{s}: {s}", .{ log.path, segment.name(), @errorName(err) });
+                    return err;
+                },
+            };
+        };
+        var reader = SegmentReader.init(log.storage, file, segment.id, segment.size_bytes, segment.readable_bytes, walk.window);
+        reader.lsn_floor = segment.first_lsn;
+        if (segment.scanned_end) |end| reader.end = @min(reader.end, end);
+        return .{ .reader = reader, .close = close };
+    }
+
+    /// The highest LSN that anything in the log says is durable.
+    fn findDurable(walk: *Walk) log_module.RecoverError!void {
+        const log = walk.log;
+        walk.durable_lsn = log.durableLsn();
+        var next = log.segments;
+        while (next) |segment| : (next = segment.next) {
+            if (upperLsn(segment) <= log.applied_lsn) continue;
+            var opened = try walk.open(segment) orelse continue;
+            defer if (opened.close) log.storage.close(opened.reader.file);
+            while (try walk.nextGroup(&opened.reader, segment)) |group| {
+                walk.durable_lsn = @max(walk.durable_lsn, group.header.durable_lsn);
+            }
+            // Mostly zeros lie behind; they need not be read again.
+            segment.scanned_end = opened.reader.position;
+        }
+        log.durable_lsn.store(walk.durable_lsn, .release);
+    }
+
+    /// Records above what is known to be durable: the daemon was stopped in their commit, or the commit failed. They
+    /// may lie in a cache, or in pages that the kernel has given up writing: syncing them proves nothing, so they are
+    /// committed anew, before anybody hears of them.
+    fn rewriteTail(walk: *Walk) log_module.RecoverError!void {
+        const log = walk.log;
+        const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), wal.group_bytes_max);
+        defer log.allocator.free(memory);
+        var group = Group.init(memory);
+        group.begin(log);
+        walk.expected = walk.durable_lsn + 1;
+        var tail_segment: ?*Segment = null;
+        var next = log.segments;
+        scan: while (next) |segment| : (next = segment.next) {
+            const upper = upperLsn(segment);
+            if (upper < walk.expected) continue;
+            var opened = try walk.open(segment) orelse continue;
+            defer if (opened.close) log.storage.close(opened.reader.file);
+            while (try walk.nextGroup(&opened.reader, segment)) |found| {
+                if (found.lastLsn() < walk.expected) continue;
+                var records = try opened.reader.records(found);
+                while (records.next()) |item| switch (item) {
+                    .bad => |bad| if (bad.last_lsn >= walk.expected) break :scan,
+                    .good => |good| {
+                        if (good.header.lsn < walk.expected) continue;
+                        if (good.header.lsn != walk.expected or good.header.lsn > upper) break :scan;
+                        tail_segment = segment;
+                        // It was one commit of at most this size; a smaller segment size was configured since.
+                        const slot = group.append(fieldsOf(good.header)) orelse break :scan;
+                        @memcpy(slot.payload, good.payload);
+                        walk.expected += 1;
+                    },
+                };
+            }
+        }
+        if (group.isEmpty()) return;
+        const tail = tail_segment.?;
+        log.commit(&group) catch |err| {
+            // A segment that was put to use and failed voids the tail where it lies now: then nothing can be said.
+            if (log.added.load(.monotonic) != null) {
+                log.explain("cannot write to {s}: {s}. Mend the disk, and start again", .{ log.path, @errorName(err) });
+                return switch (err) {
+                    error.LogFull => unreachable, // comes before anything is put to use
+                    else => |storage_err| storage_err,
+                };
+            }
+            // No room for another segment: what can be done is to sync them where they are.
+            note(log, tail.name(), "records {d} to {d} could not be committed anew ({s}), only synced", .{ group.first_lsn, group.lastLsn(), @errorName(err) });
+            const opened = try walk.open(tail) orelse return;
+            defer if (opened.close) log.storage.close(opened.reader.file);
+            log.storage.sync(opened.reader.file) catch |sync_err| {
+                log.explain("cannot sync {s}/{s}: {s}. Mend the disk, and start again", .{ log.path, tail.name(), @errorName(sync_err) });
+                return sync_err;
+            };
+            return;
+        };
+        walk.durable_lsn = log.durableLsn();
+        log.takeAdded();
+        const current = log.current.load(.monotonic).?;
+        current.scanned_end = current.write_offset;
+    }
+
+    fn nextGroup(walk: *Walk, reader: *SegmentReader, segment: *Segment) Error!?reader_module.FoundGroup {
+        defer if (reader.unreadable_blocks > 0) {
+            segment.evidence = true;
+        };
+        return reader.next() catch |err| {
+            walk.log.explain("cannot read {s}/{s}: {s}", .{ walk.log.path, segment.name(), @errorName(err) });
+            return err;
+        };
+    }
+
+    /// Delivers everything once.
+    fn run(walk: *Walk, pass: Pass) log_module.RecoverError!void {
+        const log = walk.log;
+        walk.expected = log.applied_lsn + 1;
+        walk.suspects.clearRetainingCapacity();
+        if (pass == .survey) log.recovery.first_lsn = walk.expected;
+        var next = log.segments;
+        while (next) |segment| : (next = segment.next) {
+            const upper = upperLsn(segment);
+            if (upper < walk.expected) continue;
+            var opened = try walk.open(segment) orelse continue;
+            defer if (opened.close) log.storage.close(opened.reader.file);
+            const going_on = try walk.runSegment(pass, segment, upper, &opened.reader);
+            if (opened.reader.unreadable_blocks > 0) segment.evidence = true;
+            if (!going_on) return;
+        }
+        if (walk.expected <= walk.durable_lsn) _ = try walk.gap(pass, walk.durable_lsn);
+    }
+
+    /// false: cut here, nothing beyond counts.
+    fn runSegment(walk: *Walk, pass: Pass, segment: *Segment, upper: u64, reader: *SegmentReader) log_module.RecoverError!bool {
+        const log = walk.log;
+        while (try walk.nextGroup(reader, segment)) |group| {
+            if (group.skipped.length > 0) try walk.suspect(segment, group.skipped);
+            if (group.lastLsn() < walk.expected) continue;
+            if (group.header.first_lsn > upper) return true;
+            var records = try reader.records(group);
+            while (records.next()) |item| switch (item) {
+                .bad => try walk.suspect(segment, .{ .offset = group.offset, .length = group.paddedBytes() }),
+                .good => |good| {
+                    const lsn = good.header.lsn;
+                    if (lsn > upper) return true;
+                    if (lsn < walk.expected) continue;
+                    if (lsn > walk.expected and !try walk.gap(pass, lsn - 1)) return false;
+                    assert(lsn == walk.expected);
+                    try walk.visitor.?.visit(walk.visitor.?.context, pass, good.header, good.payload);
+                    walk.expected = lsn + 1;
+                    walk.suspects.clearRetainingCapacity();
+                    if (pass == .survey) {
+                        log.recovery.record_count += 1;
+                        log.recovery.payload_bytes += good.payload.len;
+                        if (segment != log.current.load(.monotonic)) segment.noteRing(good.header.ring_uuid, good.header.position);
+                    }
+                },
+            };
+        }
+        if (walk.expected <= @min(upper, walk.durable_lsn)) {
+            const end = SegmentReader.groupsEnd(segment.size_bytes, segment.readable_bytes);
+            const tail = Range{ .offset = reader.position, .length = end -| reader.position };
+            try walk.suspect(segment, try walk.trim(reader, tail));
+        }
+        return true;
+    }
+
+    fn suspect(walk: *Walk, segment: *Segment, range: Range) log_module.RecoverError!void {
+        if (range.length == 0) return;
+        if (walk.suspects.items.len > 0) {
+            const last = &walk.suspects.items[walk.suspects.items.len - 1];
+            if (last.segment == segment and last.range.offset + last.range.length >= range.offset) {
+                const end = @max(last.range.offset + last.range.length, range.offset + range.length);
+                last.range.length = end - last.range.offset;
+                return;
+            }
+        }
+        try walk.suspects.append(walk.log.allocator, .{ .segment = segment, .range = range });
+    }
+
+    /// Without the zeros at its end, which nothing was ever written to.
+    fn trim(walk: *Walk, reader: *SegmentReader, range: Range) Error!Range {
+        var offset = range.offset;
+        var end = range.offset;
+        while (offset < range.offset + range.length) {
+            const count: usize = @intCast(@min(walk.copy_buffer.len, range.offset + range.length - offset));
+            const bytes = walk.copy_buffer[0..count];
+            reader.unreadable_blocks += try reader_module.readBlocks(walk.log.storage, reader.file, bytes, offset);
+            var block: usize = 0;
+            while (block < count) : (block += wal.block_size) {
+                if (!std.mem.allEqual(u8, bytes[block..][0..wal.block_size], 0)) end = offset + block + wal.block_size;
+            }
+            offset += count;
+        }
+        return .{ .offset = range.offset, .length = end - range.offset };
+    }
+
+    /// Records from `expected` to `last_lsn` have not turned up. false: they were never acknowledged, and the log
+    /// ends here.
+    fn gap(walk: *Walk, pass: Pass, last_lsn: u64) log_module.RecoverError!bool {
+        const first_lsn = walk.expected;
+        assert(first_lsn <= last_lsn);
+        const lost_to = @min(last_lsn, walk.durable_lsn);
+        if (first_lsn <= lost_to) {
+            try walk.missing.append(walk.log.allocator, .{ .first = first_lsn, .last = lost_to });
+            walk.expected = lost_to + 1;
+            if (pass == .survey) for (walk.suspects.items) |item| try walk.copyAside(item.segment, item.range);
+        }
+        walk.suspects.clearRetainingCapacity();
+        return lost_to == last_lsn;
+    }
+
+    /// Evidence for people. Where it cannot be copied, the segment is kept.
+    fn copyAside(walk: *Walk, segment: *Segment, range: Range) log_module.RecoverError!void {
+        const log = walk.log;
+        if (walk.evidence_bytes + range.length > evidence_bytes_max) {
+            segment.evidence = true;
+            return;
+        }
+        walk.evidence_bytes += range.length;
+        var name_buffer: [storage_module.name_bytes_max + 64]u8 = undefined;
+        const name = std.fmt.bufPrint(&name_buffer, "{s}.{d}+{d}", .{ segment.name(), range.offset, range.length }) catch unreachable;
+        walk.copyBlocks(segment, range, name) catch |err| switch (err) {
+            error.AlreadyExists => {}, // by an earlier recovery
+            else => {
+                segment.evidence = true;
+                note(log, segment.name(), "{d} bytes at {d} are damaged and could not be copied to the quarantine: {s}", .{ range.length, range.offset, @errorName(err) });
+                return;
+            },
+        };
+        try walk.evidence_names.append(log.allocator, try log.arena.allocator().dupe(u8, name));
+    }
+
+    fn copyBlocks(walk: *Walk, segment: *Segment, range: Range, name: []const u8) Error!void {
+        const log = walk.log;
+        const from = segment.file orelse try log.storage.open(log.directory, segment.name(), log.direct);
+        defer if (segment.file == null) log.storage.close(from);
+        const directory = try log.storage.openDirectory(log.directory, log_module.quarantine_name);
+        defer log.storage.closeDirectory(directory);
+        const to = try log.storage.create(directory, name, log.direct);
+        defer log.storage.close(to);
+        errdefer log.storage.unlink(directory, name) catch {};
+        var done: u64 = 0;
+        while (done < range.length) {
+            const count: usize = @intCast(@min(walk.copy_buffer.len, range.length - done));
+            const bytes = walk.copy_buffer[0..count];
+            const unreadable = try reader_module.readBlocks(log.storage, from, bytes, range.offset + done);
+            if (unreadable > 0) segment.evidence = true;
+            try log.storage.write(to, &.{bytes}, done, false);
+            done += count;
+        }
+        try log.storage.sync(to);
+        try log.storage.syncDirectory(directory);
+    }
+
+    /// Both passes together, in order, without doubles; and the receipt.
+    fn finishMissing(walk: *Walk) log_module.RecoverError!void {
+        const log = walk.log;
+        const recovery = &log.recovery;
+        std.mem.sort(LsnRange, walk.missing.items, {}, struct {
+            fn lessThan(_: void, a: LsnRange, b: LsnRange) bool {
+                return a.first < b.first;
+            }
+        }.lessThan);
+        var merged: std.ArrayListUnmanaged(LsnRange) = .empty;
+        for (walk.missing.items) |range| {
+            if (merged.items.len > 0) {
+                const last = &merged.items[merged.items.len - 1];
+                if (range.first <= last.last + 1) {
+                    last.last = @max(last.last, range.last);
+                    continue;
+                }
+            }
+            try merged.append(log.arena.allocator(), range);
+        }
+        recovery.missing = merged.items;
+        for (merged.items) |range| recovery.missing_records += range.last - range.first + 1;
+        if (recovery.missing_records == 0) return;
+
+        const first = merged.items[0].first;
+        const last = merged.items[merged.items.len - 1].last;
+        const name = try std.fmt.allocPrint(log.arena.allocator(), "lost-{d}-{d}-{d}.json", .{ first, last, recovery.missing_records });
+        if (walk.writeReceipt(name)) {
+            recovery.receipt_name = name;
+        } else |err| switch (err) {
+            error.OutOfMemory => return error.OutOfMemory,
+            else => note(log, name, "this receipt could not be written: {s}", .{@errorName(err)}),
+        }
+    }
+
+    fn writeReceipt(walk: *Walk, name: []const u8) (Error || error{OutOfMemory})!void {
+        const log = walk.log;
+        const recovery = &log.recovery;
+        var time: [log_module.timestamp_bytes]u8 = undefined;
+        const text = try std.json.Stringify.valueAlloc(log.allocator, .{
+            .what = "records that were durable and cannot be read any more",
+            .log = log.path,
+            .log_uuid = &std.fmt.bytesToHex(log.uuid, .lower),
+            .found = log_module.timestamp(&time, log.storage.realtimeNs()),
+            .missing_records = recovery.missing_records,
+            .missing = recovery.missing,
+            .quarantined = walk.evidence_names.items,
+            .what_to_do = "The target files lack these records. The blocks that held them are in quarantine/. Check the disk, and restore the records from their source.",
+        }, .{ .whitespace = .indent_2 });
+        defer log.allocator.free(text);
+        const directory = try log.storage.openDirectory(log.directory, log_module.receipts_name);
+        defer log.storage.closeDirectory(directory);
+        const unfinished_name = ".unfinished";
+        log.storage.unlink(directory, unfinished_name) catch |err| if (err != error.NotFound) return err;
+        const file = try log.storage.create(directory, unfinished_name, false);
+        defer log.storage.close(file);
+        try log.storage.write(file, &.{ text, "\n" }, 0, false);
+        try log.storage.sync(file);
+        log.storage.rename(directory, unfinished_name, directory, name) catch |err| switch (err) {
+            // The same loss was found by an earlier start; its receipt stands.
+            error.AlreadyExists => try log.storage.unlink(directory, unfinished_name),
+            else => return err,
+        };
+        try log.storage.syncDirectory(directory);
+    }
+};
+
+fn fieldsOf(header: *const wal.RecordHeader) log_module.Fields {
+    return .{
+        .kind = @enumFromInt(header.kind),
+        .ring_uuid = header.ring_uuid,
+        .position = header.position,
+        .file_id = header.file_id,
+        .offset = header.offset,
+        .length_bytes = header.length_bytes,
+        .payload_checksum = header.payload_checksum,
+        .argument = header.argument,
+        .time_ns = header.time_ns,
+    };
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Quarantine and notes
+// ---------------------------------------------------------------------------------------------------------------
+
+/// Moves a file of the log directory to the quarantine, under its own name or, where that is taken, a number more.
+pub fn quarantine(log: *Log, name: []const u8) Error!void {
+    const directory = try log.storage.openDirectory(log.directory, log_module.quarantine_name);
+    defer log.storage.closeDirectory(directory);
+    const attempts_max = 1000;
+    for (0..attempts_max) |attempt| {
+        var buffer: [storage_module.name_bytes_max + 8]u8 = undefined;
+        const new_name = if (attempt == 0) name else std.fmt.bufPrint(&buffer, "{s}.{d}", .{ name, attempt }) catch unreachable;
+        log.storage.rename(log.directory, name, directory, new_name) catch |err| switch (err) {
+            error.AlreadyExists => continue,
+            else => return err,
+        };
+        break;
+    } else return error.AlreadyExists;
+    try log.storage.syncDirectory(directory);
+    try log.storage.syncDirectory(log.directory);
+}
+
+fn putAside(log: *Log, name: []const u8, comptime reason: []const u8, arguments: anytype) void {
+    if (quarantine(log, name)) {
+        note(log, name, reason ++ ": moved to quarantine/", arguments);
+    } else |err| {
+        note(log, name, reason ++ ": ignored (it cannot be moved to quarantine/: {s})", arguments ++ .{@errorName(err)});
+    }
+}
+
+/// Dropped, and counted, where there are too many, or no memory.
+fn note(log: *Log, name: []const u8, comptime format: []const u8, arguments: anytype) void {
+    const arena = log.arena.allocator();
+    const recovery = &log.recovery;
+    if (recovery.notes.len == notes_max) {
+        recovery.notes_dropped += 1;
+        return;
+    }
+    // One place for all of them, taken at the first.
+    if (recovery.notes.len == 0) {
+        const all = arena.alloc(Note, notes_max) catch return dropNote(recovery);
+        recovery.notes = all[0..0];
+    }
+    const text = std.fmt.allocPrint(arena, format, arguments) catch return dropNote(recovery);
+    const owned_name = arena.dupe(u8, name) catch return dropNote(recovery);
+    const count = recovery.notes.len;
+    const all: [*]Note = @constCast(recovery.notes.ptr);
+    all[count] = .{ .name = owned_name, .text = text };
+    recovery.notes = all[0 .. count + 1];
+}
+
+fn dropNote(recovery: *Recovery) void {
+    recovery.notes_dropped += 1;
+}

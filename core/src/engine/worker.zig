@@ -1,0 +1,1088 @@
+//! The worker: ring → log → files → positions, one thread, one batch at a time.
+//!
+//! ```
+//! collect   copy what is committed from the ring into log buffers, one per route; resolve appends
+//! apply     hand the batch's writes to the target files (io_uring; they run while the next step waits)
+//! commit    one durable write per route; while it is in flight the next batch gathers in the ring
+//! publish   positions, one wake per route
+//! release   give the slots back
+//! ```
+//!
+//! A batch may reach its files before its log write is durable. Nothing is acknowledged before both are done,
+//! and a daemon killed in between does it again to the same place: a write says where it goes, and for an
+//! append the resolved offset is put into its slot before the file is touched.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const linux = std.os.linux;
+const ring = @import("../format/ring.zig");
+const positions = @import("../format/positions.zig");
+const wal = @import("../format/wal.zig");
+const checksum = @import("../format/checksum.zig");
+const os = @import("os.zig");
+const consumer_module = @import("consumer.zig");
+const Consumer = consumer_module.Consumer;
+const Item = consumer_module.Item;
+const ring_file = @import("ring_file.zig");
+const State = @import("state.zig").State;
+const Handle = @import("state.zig").Handle;
+const Route = @import("route.zig").Route;
+const File = @import("files.zig").File;
+const Buffer = @import("buffers.zig").Buffer;
+const Buffers = @import("buffers.zig").Buffers;
+const Request = @import("requests.zig").Request;
+const Uring = @import("uring.zig").Uring;
+const applier_module = @import("disk/applier.zig");
+const Applier = applier_module.Applier;
+const Failure = @import("failure.zig").Failure;
+const steps = @import("steps.zig");
+const log_module = @import("wal/log.zig");
+
+/// Bound of every sleep: what should have woken the worker and did not is found this late at the latest.
+const sleep_ns_max = 100 * std.time.ns_per_ms;
+/// Open claims are looked at this often, so that a dead producer's is given up well within 50 ms.
+const sleep_ns_passed = 5 * std.time.ns_per_ms;
+const retry_interval_ns = 100 * std.time.ns_per_ms;
+
+/// user_data of completions that are not a file's.
+const user_data_doorbell: u64 = 1;
+
+/// What replay found out, for the records that are still in the ring.
+pub const Recovered = struct {
+    /// Positions of this ring that the log has.
+    logged_positions: std.AutoHashMapUnmanaged(u64, void) = .empty,
+    files: std.AutoHashMapUnmanaged(u64, *File) = .empty,
+};
+
+pub const Worker = struct {
+    state: *State,
+    consumer: Consumer,
+    buffers: Buffers,
+    recovered: Recovered,
+    /// Operations below this position were accepted by an earlier daemon: their handles are not in our table.
+    recovery_head: u64,
+    recovery_over: bool = false,
+    uring: Uring = undefined,
+    applier: Applier = undefined,
+    pending: ?*Request = null,
+    /// Requests whose record is in a group that is not committed yet.
+    awaiting_commit: ?*Request = null,
+    known_files: std.ArrayListUnmanaged(*File) = .empty,
+    failed_files: u32 = 0,
+    rows_to_free: u32 = 0,
+    doorbell_armed: bool = false,
+    /// Offers to the control thread that it has not answered.
+    offers_open: u32 = 0,
+    last_tick_ns: u64 = 0,
+    last_retry_ns: u64 = 0,
+    lock_fd: i32,
+
+    /// Routes with something under way, so that a thousand idle ones cost nothing.
+    active: [positions.routes_max]*Route = undefined,
+    active_count: u32 = 0,
+    /// Some buffer of this batch has no room for another longest record: commit first.
+    batch_full: bool = false,
+    /// The one route that operations came for lately (see publishScan).
+    sole_candidate: u32 = positions.no_sole_route,
+    sole_since_ns: u64 = 0,
+
+    pub fn deinit(worker: *Worker) void {
+        worker.buffers.deinit(worker.state.allocator);
+        worker.recovered.logged_positions.deinit(worker.state.allocator);
+        worker.recovered.files.deinit(worker.state.allocator);
+        worker.known_files.deinit(worker.state.allocator);
+    }
+
+    pub fn init(state: *State, recovered: Recovered, lock_fd: i32, failure: *Failure) error{Failed}!Worker {
+        // Whoever attached to an earlier daemon must attach anew: its handles are not in our table. Every claim
+        // that was made before its owner could see that stands below the head as it is read then.
+        for (0..ring.producer_rows) |row| {
+            @atomicStore(u64, &state.ring.view.producerRow(@intCast(row)).session, 0, .seq_cst);
+        }
+        const recovery_head = @atomicLoad(u64, &state.ring.view.header().head, .seq_cst);
+        var consumer = Consumer.init(state.ring.view, &state.counters);
+        consumer.abortDeadClaims(recovery_head);
+        var rows_to_free: u32 = 0;
+        for (&state.row_sessions, 0..) |*session, row| {
+            const entry = state.ring.view.producerRow(@intCast(row));
+            if (ring_file.ownerOf(entry) == .living) {
+                session.* = orphaned;
+                rows_to_free += 1;
+            } else ring_file.initMutex(entry);
+        }
+        return .{
+            .state = state,
+            .consumer = consumer,
+            .buffers = try Buffers.init(state.allocator, failure),
+            .recovered = recovered,
+            .recovery_head = recovery_head,
+            .rows_to_free = rows_to_free,
+            .lock_fd = lock_fd,
+        };
+    }
+
+    /// The thread's body. `result` is 0, or the errno that io_uring refused with, once `ready` is set.
+    pub fn run(worker: *Worker, result: *i32, ready: *std.Thread.ResetEvent) void {
+        var errno: i32 = 0;
+        worker.uring = Uring.init(1024, &errno) catch {
+            result.* = errno;
+            ready.set();
+            return;
+        };
+        errno = worker.uring.registerDescriptor(worker.lock_fd);
+        if (errno != 0) {
+            result.* = errno;
+            ready.set();
+            return;
+        }
+        worker.applier = .{ .uring = &worker.uring, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
+        worker.publishStart();
+        result.* = 0;
+        ready.set();
+        worker.loop();
+        worker.uring.deinit();
+    }
+
+    fn loop(worker: *Worker) void {
+        const state = worker.state;
+        while (true) {
+            const worked = worker.round();
+            const now = os.monotonicNs();
+            if (now -% worker.last_tick_ns >= sleep_ns_max) worker.tick(now);
+            if (worked) continue;
+            if (@atomicLoad(bool, &state.stopping, .acquire)) {
+                const drained = worker.isDrained();
+                if (drained or now >= @atomicLoad(u64, &state.stop_deadline_ns, .acquire)) {
+                    @atomicStore(bool, &state.drained, drained, .release);
+                    @atomicStore(u32, &state.worker_ended, 1, .release);
+                    os.futexWake(&state.worker_ended, 1);
+                    return;
+                }
+            }
+            worker.sleep();
+        }
+    }
+
+    /// One batch. Returns whether there was anything to do.
+    fn round(worker: *Worker) bool {
+        var worked = worker.takeRequests();
+        worker.batch_full = false;
+        if (worker.collect()) worked = true;
+        if (!worker.recovery_over and worker.consumer.isBehind(worker.recovery_head)) worker.endRecovery();
+        if (worker.serveRequests()) worked = true;
+        if (worker.active_count > 0) {
+            steps.reached(.collected);
+            worker.publishCredits();
+        }
+        if (worker.commit()) worked = true;
+        if (worker.reap()) worked = true;
+        worker.publish();
+        if (worked) steps.reached(.published);
+        worker.consumer.release();
+        if (worked) steps.reached(.released);
+        worker.publishCredits();
+        worker.retireIdleRoutes();
+        return worked;
+    }
+
+    // ---- collect ------------------------------------------------------------------------------------
+
+    fn collect(worker: *Worker) bool {
+        var taken: u32 = 0;
+        while (taken < ring.slot_count and worker.hasRoom()) : (taken += 1) {
+            if (worker.consumer.nextPassed()) |item| {
+                worker.handle(&item, true);
+            } else if (worker.consumer.next()) |item| {
+                worker.handle(&item, false);
+            } else break;
+        }
+        while (worker.consumer.takeDamage()) |damage| worker.reportDamage(damage);
+        return taken > 0;
+    }
+
+    /// Room for whatever operation comes next: a free buffer for a route that has none, and in each one that is
+    /// being filled, space for the longest record.
+    fn hasRoom(worker: *Worker) bool {
+        return worker.buffers.free != null and !worker.batch_full;
+    }
+
+    fn handle(worker: *Worker, item: *const Item, was_passed: bool) void {
+        const header = &item.header;
+        if (worker.state.null_sink) {
+            worker.consumer.consume(item, consumer_module.no_route);
+            worker.state.counters.add(.records_total, 1);
+            return;
+        }
+        const file = worker.fileOf(item) orelse return;
+        const route = worker.state.route(file.route);
+        const consumed = if (worker.wasLogged(item.position)) true else switch (@as(ring.Operation, @enumFromInt(header.operation))) {
+            .write, .append, .truncate, .allocate => worker.take(item, file, route),
+            .barrier => blk: {
+                worker.state.counters.add(.barriers_total, 1);
+                if (route.buffer == null) route.barriers_before_record = true;
+                break :blk true;
+            },
+            else => {
+                worker.reject(item, "its operation is unknown");
+                return;
+            },
+        };
+        if (!consumed) return;
+        const route_index: u16 = @intCast(route.index);
+        if (was_passed) {
+            worker.consumer.consumePassed(item, route_index);
+            if (route.buffer) |buffer| buffer.settleLater(item.position) else worker.consumer.settle(item.position);
+        } else worker.consumer.consume(item, route_index);
+        route.touched = true;
+        worker.activate(route);
+    }
+
+    /// The file that an operation names, if its sender may name it.
+    fn fileOf(worker: *Worker, item: *const Item) ?*File {
+        const header = &item.header;
+        const state = worker.state;
+        if (item.position < worker.recovery_head) {
+            // Accepted by an earlier daemon, whose handle table is gone: the log knows the file by its id.
+            if (worker.recovered.files.get(header.file_id)) |file| return file;
+            if (worker.wasLogged(item.position)) {
+                worker.consumer.consume(item, consumer_module.no_route);
+                return null;
+            }
+            worker.reject(item, "no log knows its file");
+            return null;
+        }
+        if (header.handle >= positions.handles_max) {
+            worker.reject(item, "its handle is out of range");
+            return null;
+        }
+        const entry = state.handles[header.handle];
+        const session = if (item.owner < ring.producer_rows) @atomicLoad(u64, &state.row_sessions[item.owner], .acquire) else 0;
+        const file = entry.file orelse {
+            worker.reject(item, "its handle is not registered");
+            return null;
+        };
+        if (entry.session != session or file.file_id != header.file_id) {
+            worker.reject(item, "its handle belongs to another session or file");
+            return null;
+        }
+        return file;
+    }
+
+    fn wasLogged(worker: *Worker, position: u64) bool {
+        return position < worker.recovery_head and worker.recovered.logged_positions.contains(position);
+    }
+
+    /// Copies one operation into its route's group. false: refused, and the sender has been told.
+    fn take(worker: *Worker, item: *const Item, file: *File, route: *Route) bool {
+        const header = &item.header;
+        const operation: ring.Operation = @enumFromInt(header.operation);
+        if (file.failed_errno != 0) {
+            worker.reportError(header.handle, file.failed_errno);
+            return true; // answered: with the error
+        }
+        const file_offset_max = std.math.maxInt(i64);
+        var offset = header.offset;
+        var length: u64 = header.length_bytes;
+        if (operation == .allocate) length = header.time_ns;
+        if (!file.end_known) lookAtEnd(file);
+        if (operation == .append) offset = worker.resolveEnd(item, file, route);
+        if (operation == .allocate and header.argument & ~falloc_keep_size != 0) {
+            worker.reject(item, "its fallocate mode is not one that can be logged");
+            return false;
+        }
+        if (offset > file_offset_max or length > file_offset_max - offset) {
+            worker.reject(item, "its offset and length are beyond any file");
+            return false;
+        }
+        const buffer = worker.bufferOf(route, item.position) orelse {
+            worker.reject(item, "no buffer was free"); // hasRoom() was asked before
+            return false;
+        };
+        const payload_length: u32 = switch (operation) {
+            .write, .append => header.length_bytes,
+            .truncate => 0,
+            .allocate => 8,
+            else => unreachable,
+        };
+        var allocate_length: [8]u8 = undefined;
+        std.mem.writeInt(u64, &allocate_length, length, .little);
+        const slot = buffer.group.append(.{
+            .kind = switch (operation) {
+                .write, .append => .write,
+                .truncate => .truncate,
+                .allocate => .allocate,
+                else => unreachable,
+            },
+            .ring_uuid = worker.state.ring.view.header().uuid,
+            .position = item.position,
+            .file_id = file.file_id,
+            .offset = offset,
+            .length_bytes = payload_length,
+            .payload_checksum = if (operation == .allocate) checksum.crc32c(0, &allocate_length) else header.payload_checksum,
+            .argument = header.argument,
+            .time_ns = header.time_ns,
+        }) orelse {
+            worker.reject(item, "its group was full");
+            return false;
+        };
+        if (operation == .allocate) {
+            @memcpy(slot.payload, &allocate_length);
+        } else {
+            // The only copy that the daemon makes; the checksum is computed over it, not over shared memory.
+            const span = ring.spanForLength(header.length_bytes);
+            @memcpy(slot.payload, worker.state.ring.view.payload(item.position, span)[0..payload_length]);
+            if (checksum.crc32c(0, slot.payload) != header.payload_checksum) {
+                buffer.group.cancelLast();
+                worker.reject(item, "its payload checksum is wrong");
+                return false;
+            }
+        }
+        switch (operation) {
+            .append => {
+                const shared: *volatile u64 = &worker.state.ring.view.slotHeader(item.position).resolved_offset;
+                shared.* = ring.Resolved.encode(item.position, offset);
+                file.end = offset + length;
+                if (item.position >= worker.recovery_head) {
+                    @atomicStore(u64, &worker.state.publisher.handle(header.handle).append_end, file.end, .release);
+                }
+            },
+            .write => file.end = @max(file.end, offset + length),
+            .truncate => file.end = offset,
+            .allocate => if (header.argument & falloc_keep_size == 0) {
+                file.end = @max(file.end, offset + length);
+            },
+            else => unreachable,
+        }
+        buffer.add(file, .{
+            .kind = switch (operation) {
+                .write, .append => .write,
+                .truncate => .truncate,
+                .allocate => .allocate,
+                else => unreachable,
+            },
+            .argument = header.argument,
+            .offset = offset,
+            .length = length,
+            .payload = slot.payload,
+            .next = 0,
+        });
+        file.last_lsn = slot.lsn;
+        route.data_lsn = slot.lsn;
+        if (!buffer.hasRoom()) worker.batch_full = true;
+        worker.noteDirty(file, route);
+        worker.state.counters.add(.records_total, 1);
+        worker.state.counters.add(.record_bytes_total, payload_length);
+        return true;
+    }
+
+    /// Where an append goes. Looks at the file whenever nothing of ours is on its way to it, so that what
+    /// others appended is not overwritten, and what others cut off is noticed.
+    fn resolveEnd(worker: *Worker, item: *const Item, file: *File, route: *Route) u64 {
+        if (item.position < worker.recovery_head) {
+            if (ring.Resolved.decode(item.position, item.header.resolved_offset)) |offset| return offset;
+        }
+        if (file.queue.isEmpty() and file.chain_buffer == null) {
+            const expected = file.end;
+            lookAtEnd(file);
+            if (file.end < expected) worker.foreignTruncate(file, route, expected);
+        }
+        return file.end;
+    }
+
+    fn lookAtEnd(file: *File) void {
+        switch (os.statOf(file.fd)) {
+            .stat => |stat| file.end = stat.size,
+            .errno => {}, // the fstat of an open descriptor does not fail; what is known stays
+        }
+        file.end_known = true;
+    }
+
+    const falloc_keep_size: u32 = 1;
+
+    /// Somebody without Elgate cut the file: what the log held before must never be replayed over it.
+    fn foreignTruncate(worker: *Worker, file: *File, route: *Route, expected: u64) void {
+        worker.state.counters.add(.foreign_truncates_total, 1);
+        worker.state.events.post(.warning, "foreign_truncate", .{ .path = file.identity.pathText(), .expected_bytes = expected, .found_bytes = file.end });
+        _ = os.check(linux.fdatasync(file.fd));
+        _ = worker.logFence(file, route);
+    }
+
+    fn logFence(worker: *Worker, file: *File, route: *Route) bool {
+        const buffer = worker.bufferOf(route, worker.consumer.scan) orelse return false;
+        const slot = buffer.group.append(.{
+            .kind = .fence,
+            .ring_uuid = @splat(0),
+            .position = 0,
+            .file_id = file.file_id,
+            .offset = 0,
+            .length_bytes = 0,
+            .payload_checksum = 0,
+            .argument = 0,
+            .time_ns = os.monotonicNs(),
+        }) orelse return false;
+        file.last_lsn = slot.lsn;
+        worker.state.counters.add(.fences_total, 1);
+        return true;
+    }
+
+    fn logIdentity(worker: *Worker, file: *File, route: *Route) bool {
+        const length = file.identity.payloadBytes();
+        const buffer = worker.bufferOf(route, worker.consumer.scan) orelse return false;
+        var payload: [@sizeOf(wal.FileIdentity) + 4096]u8 = undefined;
+        file.identity.writePayload(payload[0..length]);
+        const slot = buffer.group.append(.{
+            .kind = .identity,
+            .ring_uuid = @splat(0),
+            .position = 0,
+            .file_id = file.file_id,
+            .offset = 0,
+            .length_bytes = length,
+            .payload_checksum = checksum.crc32c(0, payload[0..length]),
+            .argument = 0,
+            .time_ns = os.monotonicNs(),
+        }) orelse return false;
+        @memcpy(slot.payload, payload[0..length]);
+        file.identity_lsn = slot.lsn;
+        if (!buffer.hasRoom()) worker.batch_full = true;
+        return true;
+    }
+
+    fn bufferOf(worker: *Worker, route: *Route, position: u64) ?*Buffer {
+        if (route.buffer) |buffer| return buffer;
+        const buffer = worker.buffers.take() orelse return null;
+        buffer.route = route.index;
+        buffer.group.begin(route.log);
+        route.buffer = buffer;
+        route.first_record_position = position;
+        worker.activate(route);
+        return buffer;
+    }
+
+    fn noteDirty(worker: *Worker, file: *File, route: *Route) void {
+        if (file.dirty) return;
+        route.checkpoint_next.append(worker.state.allocator, file) catch {
+            // Without memory for the list the checkpoint cannot know its files: it does not happen, the log
+            // keeps what it holds.
+            route.checkpoint_blocked = true;
+            return;
+        };
+        file.dirty = true;
+    }
+
+    fn activate(worker: *Worker, route: *Route) void {
+        if (route.active) return;
+        route.active = true;
+        worker.active[worker.active_count] = route;
+        worker.active_count += 1;
+    }
+
+    fn retireIdleRoutes(worker: *Worker) void {
+        var i: u32 = 0;
+        while (i < worker.active_count) {
+            const route = worker.active[i];
+            const idle = !route.touched and route.buffer == null and route.applying_first == null and
+                worker.consumer.held_slots[route.index] == 0;
+            if (!idle) {
+                i += 1;
+                continue;
+            }
+            route.active = false;
+            worker.active_count -= 1;
+            worker.active[i] = worker.active[worker.active_count];
+        }
+    }
+
+    /// All that the daemon before us left in the ring is taken over.
+    fn endRecovery(worker: *Worker) void {
+        worker.recovery_over = true;
+        if (worker.recovery_head > worker.consumer.tail) worker.state.counters.add(.ring_slots_recovered_total, worker.recovery_head - worker.consumer.tail);
+        worker.recovered.logged_positions.clearAndFree(worker.state.allocator);
+        worker.touchAll();
+    }
+
+    /// Every route's waiters look again: who waits for an operation that named no route is among them.
+    fn touchAll(worker: *Worker) void {
+        for (0..worker.state.routeCount()) |index| {
+            const route = worker.state.route(@intCast(index));
+            route.touched = true;
+            worker.activate(route);
+        }
+    }
+
+    fn reject(worker: *Worker, item: *const Item, reason: []const u8) void {
+        worker.state.counters.add(.records_rejected_total, 1);
+        worker.consumer.reject(item.position, item.owner, reason);
+        worker.reportDamage(worker.consumer.takeDamage().?);
+    }
+
+    /// Who owns what was damaged must learn of it: its operations would look done.
+    fn reportDamage(worker: *Worker, damage: consumer_module.Damage) void {
+        const session = if (damage.owner < ring.producer_rows) worker.state.row_sessions[damage.owner] else 0;
+        worker.state.events.post(.@"error", "slot_damaged", .{ .position = damage.position, .owner = damage.owner, .session = session, .reason = damage.reason });
+        worker.touchAll();
+        if (session == 0) return;
+        for (worker.known_files.items) |file| {
+            for (file.handle_list.items) |index| {
+                if (worker.state.handles[index].session == session) worker.reportError(index, @intFromEnum(linux.E.IO));
+            }
+        }
+    }
+
+    fn reportError(worker: *Worker, index: u32, errno: i32) void {
+        if (index >= positions.handles_max) return;
+        const entry = worker.state.publisher.handle(index);
+        @atomicStore(i32, &entry.error_errno, errno, .release);
+        _ = @atomicRmw(u32, &entry.error_sequence, .Add, 1, .release);
+    }
+
+    fn reportFileError(worker: *Worker, file: *File, errno: i32) void {
+        for (file.handle_list.items) |index| worker.reportError(index, errno);
+    }
+
+    // ---- commit and apply ---------------------------------------------------------------------------
+
+    fn commit(worker: *Worker) bool {
+        var any = false;
+        for (worker.active[0..worker.active_count]) |route| {
+            const buffer = route.buffer orelse continue;
+            any = true;
+            // Barriers that stand before the batch's first record have nothing left to wait for.
+            if (route.barriers_before_record and route.applying_first == null) {
+                worker.state.publisher.publish(route.index, route.first_record_position, route.first_record_position, route.first_record_position);
+            }
+            route.barriers_before_record = false;
+            buffer.buildRuns();
+            for (buffer.files[0..buffer.file_count]) |file| worker.applier.start(file);
+        }
+        if (!any) return false;
+        if (worker.uring.unsubmitted > 0) worker.uring.submit();
+        steps.reached(.applying);
+        for (worker.active[0..worker.active_count]) |route| {
+            const buffer = route.buffer orelse continue;
+            worker.commitRoute(route, buffer);
+        }
+        steps.reached(.committed);
+        return true;
+    }
+
+    fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer) void {
+        const state = worker.state;
+        route.buffer = null;
+        if (buffer.group.isEmpty()) return worker.buffers.give(buffer); // all it had was refused
+        buffer.last_lsn = buffer.group.lastLsn();
+        buffer.end_position = worker.consumer.scan;
+        const bytes = buffer.group.commitBytes();
+        var errno: i32 = 0;
+        route.log.commit(&buffer.group) catch |err| {
+            errno = log_module.errnoOf(err);
+            worker.logFailed(route, buffer, errno, @errorName(err));
+        };
+        buffer.durable = true; // or failed, and everybody concerned has been told
+        if (errno == 0) {
+            if (route.failed_errno != 0) worker.logRecovered(route);
+            route.bytes_since_checkpoint += bytes;
+            state.counters.add(.groups_total, 1);
+            state.counters.add(.group_bytes_total, bytes);
+        }
+        worker.answerCommitted(route.index, errno);
+        if (route.applying_last) |last| last.next = buffer else route.applying_first = buffer;
+        route.applying_last = buffer;
+        buffer.next = null;
+        if (route.log.needsPreparation()) state.wakeMaintenance();
+    }
+
+    fn logFailed(worker: *Worker, route: *Route, buffer: *Buffer, errno: i32, name: []const u8) void {
+        const state = worker.state;
+        state.counters.add(.log_failures_total, 1);
+        if (route.failed_errno == 0) state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
+        route.failed_errno = errno;
+        route.failed_at_ns = os.monotonicNs();
+        for (buffer.files[0..buffer.file_count]) |file| worker.reportFileError(file, errno);
+        @atomicStore(i32, &state.publisher.route(route.index).failure_errno, errno, .release);
+        state.publisher.wakeAll(route.index);
+    }
+
+    fn logRecovered(worker: *Worker, route: *Route) void {
+        route.failed_errno = 0;
+        @atomicStore(i32, &worker.state.publisher.route(route.index).failure_errno, 0, .release);
+        worker.state.publisher.wakeAll(route.index);
+        worker.state.events.post(.info, "log_recovered", .{ .route = route.name });
+    }
+
+    fn reap(worker: *Worker) bool {
+        var any = false;
+        // Completions appear only when asked for.
+        if (worker.applier.in_flight > 0) worker.uring.submit();
+        while (worker.uring.take()) |completion| {
+            if (completion.user_data == user_data_doorbell) {
+                worker.doorbell_armed = false;
+                continue;
+            }
+            const file: *File = @ptrFromInt(completion.user_data);
+            worker.applier.completed(file, completion.res);
+            any = true;
+        }
+        if (worker.applier.starved) {
+            worker.applier.starved = false;
+            for (worker.known_files.items) |file| worker.applier.start(file);
+        }
+        if (worker.uring.unsubmitted > 0) worker.uring.submit();
+        return any;
+    }
+
+    fn runApplied(context: *anyopaque, file: *File, run_done: *applier_module.Run) void {
+        const worker: *Worker = @ptrCast(@alignCast(context));
+        worker.state.counters.add(.applied_bytes_total, run_done.length);
+        _ = file;
+    }
+
+    fn fileRefused(context: *anyopaque, file: *File, errno: i32) void {
+        const worker: *Worker = @ptrCast(@alignCast(context));
+        worker.state.counters.add(.apply_failures_total, 1);
+        worker.failed_files += 1;
+        worker.state.events.post(.@"error", "target_refused", .{ .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
+        for (file.handle_list.items) |index| {
+            @atomicStore(i32, &worker.state.publisher.handle(index).failed_errno, errno, .release);
+            worker.reportError(index, errno);
+        }
+    }
+
+    fn fileRecovered(context: *anyopaque, file: *File) void {
+        const worker: *Worker = @ptrCast(@alignCast(context));
+        worker.failed_files -= 1;
+        worker.state.events.post(.info, "target_recovered", .{ .path = file.identity.pathText() });
+        for (file.handle_list.items) |index| @atomicStore(i32, &worker.state.publisher.handle(index).failed_errno, 0, .release);
+    }
+
+    // ---- publish ------------------------------------------------------------------------------------
+
+    /// A fresh positions memory knows nothing yet: all that is released is durable and applied.
+    fn publishStart(worker: *Worker) void {
+        for (0..worker.state.routeCount()) |index| {
+            const line = worker.state.publisher.route(@intCast(index));
+            line.logged = worker.consumer.tail;
+            line.durable = worker.consumer.tail;
+            line.applied = worker.consumer.tail;
+        }
+        @atomicStore(u64, &worker.state.publisher.header().scanned, worker.consumer.scan, .release);
+    }
+
+    fn publish(worker: *Worker) void {
+        for (worker.active[0..worker.active_count]) |route| {
+            if (!route.touched and route.applying_first == null) continue;
+            if (route.touched) route.seen_position = worker.consumer.scan;
+            route.touched = false;
+            var applied = worker.state.publisher.route(route.index).applied;
+            while (route.applying_first) |buffer| {
+                if (!buffer.isApplied()) break;
+                route.applying_first = buffer.next;
+                if (buffer.next == null) route.applying_last = null;
+                applied = buffer.end_position;
+                for (buffer.settle[0..buffer.settle_count]) |position| worker.consumer.settle(position);
+                if (buffer.pinned_runs == 0) {
+                    if (route.pinned_first == null) route.applied_lsn = @max(route.applied_lsn, buffer.last_lsn);
+                    worker.buffers.give(buffer);
+                } else {
+                    buffer.next = null;
+                    if (route.pinned_last) |last| last.next = buffer else route.pinned_first = buffer;
+                    route.pinned_last = buffer;
+                }
+            }
+            if (route.applying_first == null) applied = @max(applied, route.seen_position);
+            const durable = @max(route.seen_position, applied);
+            worker.state.publisher.publish(route.index, durable, durable, applied);
+        }
+    }
+
+    /// The producers' credits: how far we have looked, what each route holds, and whether one of them has the
+    /// ring to itself (nothing came for another within the last while).
+    fn publishCredits(worker: *Worker) void {
+        const header = worker.state.publisher.header();
+        var sole = worker.sole_candidate;
+        if (worker.active_count > 1 or (worker.active_count == 1 and worker.active[0].index != worker.sole_candidate)) {
+            const first_ever = worker.sole_candidate == positions.no_sole_route and worker.active_count == 1;
+            worker.sole_candidate = worker.active[0].index;
+            worker.sole_since_ns = if (first_ever) 0 else os.monotonicNs();
+            sole = worker.sole_candidate;
+        }
+        if (worker.sole_since_ns != 0) {
+            if (os.monotonicNs() - worker.sole_since_ns < sleep_ns_max) sole = positions.no_sole_route else worker.sole_since_ns = 0;
+        }
+        if (header.sole_route != sole) @atomicStore(u32, &header.sole_route, sole, .release);
+        for (worker.active[0..worker.active_count]) |route| {
+            const line = worker.state.publisher.route(route.index);
+            const held = worker.consumer.held_slots[route.index];
+            if (line.held_slots != held) @atomicStore(u32, &line.held_slots, held, .release);
+        }
+        if (header.scanned != worker.consumer.scan) @atomicStore(u64, &header.scanned, worker.consumer.scan, .release);
+    }
+
+    // ---- requests -----------------------------------------------------------------------------------
+
+    fn takeRequests(worker: *Worker) bool {
+        var request = worker.state.to_worker.takeAll() orelse return false;
+        const header = worker.state.ring.view.header();
+        const head = @atomicLoad(u64, &header.head, .acquire);
+        while (true) {
+            const next = request.next;
+            // Whatever its sender put into the ring before comes first.
+            request.barrier = @min(head, worker.consumer.tail + ring.slot_count);
+            request.next = null;
+            var end = &worker.pending;
+            while (end.*) |queued| end = &queued.next;
+            end.* = request;
+            request = next orelse break;
+        }
+        return true;
+    }
+
+    fn serveRequests(worker: *Worker) bool {
+        var any = false;
+        var link = &worker.pending;
+        while (link.*) |request| {
+            switch (if (worker.isFirstOfItsHandle(request)) worker.serve(request) else .later) {
+                .later => link = &request.next,
+                .answered => {
+                    link.* = request.next;
+                    worker.state.answer(request);
+                    any = true;
+                },
+                .after_commit => {
+                    link.* = request.next;
+                    request.next = worker.awaiting_commit;
+                    worker.awaiting_commit = request;
+                    any = true;
+                },
+            }
+        }
+        return any;
+    }
+
+    /// Requests about one handle are served in order: a session may close while its handle is still to be opened.
+    fn isFirstOfItsHandle(worker: *Worker, request: *const Request) bool {
+        if (request.file == null) return true;
+        var earlier = worker.pending;
+        while (earlier) |other| : (earlier = other.next) {
+            if (other == request) return true;
+            if (other.file == request.file and other.handle == request.handle) return false;
+        }
+        unreachable; // it is in the list
+    }
+
+    const Served = enum { later, answered, after_commit };
+
+    fn serve(worker: *Worker, request: *Request) Served {
+        const state = worker.state;
+        switch (request.kind) {
+            .activate => {
+                const file = request.file.?;
+                const route = state.route(file.route);
+                if (!worker.knowFile(file) or !worker.openHandle(file, request)) {
+                    request.errno = @intFromEnum(linux.E.NOMEM);
+                    return .answered;
+                }
+                if (file.identity_lsn != 0) return .answered;
+                if (!worker.hasRoom()) return .later;
+                return if (worker.logIdentity(file, route)) .after_commit else .later;
+            },
+            .release => {
+                const file = request.file.?;
+                if (!worker.consumer.isBehind(request.barrier)) return .later;
+                if (file.chain_buffer != null or (!file.queue.isEmpty() and file.failed_errno == 0)) return .later;
+                worker.closeHandle(file, request.handle);
+                // What the target refused is tried again: it must stay open for writing.
+                request.errno = if (file.queue.isEmpty()) 0 else file.failed_errno;
+                return .answered;
+            },
+            .fence => {
+                const file = request.file.?;
+                const route = state.route(file.route);
+                if (!worker.consumer.isBehind(request.barrier)) return .later;
+                if (file.chain_buffer != null or !file.queue.isEmpty()) {
+                    if (file.failed_errno == 0) return .later;
+                    request.errno = file.failed_errno;
+                    return .answered;
+                }
+                request.errno = os.check(linux.fdatasync(file.fd)).err();
+                if (request.errno != 0) return .answered;
+                if (!worker.hasRoom()) return .later;
+                for (file.handle_list.items) |index| @atomicStore(u32, &state.publisher.handle(index).native, 1, .release);
+                return if (worker.logFence(file, route)) .after_commit else .later;
+            },
+            .forget_session => {
+                if (!worker.consumer.isBehind(request.barrier)) return .later;
+                for (&state.row_sessions, 0..) |*session, row| {
+                    if (@atomicLoad(u64, session, .acquire) != request.session) continue;
+                    // A thread may outlive its session (it closed the socket): its row waits for its end.
+                    if (ring_file.ownerOf(state.ring.view.producerRow(@intCast(row))) == .living) {
+                        @atomicStore(u64, session, orphaned, .release);
+                        worker.rows_to_free += 1;
+                        continue;
+                    }
+                    worker.freeRow(@intCast(row));
+                }
+                return .answered;
+            },
+            .offer_file => unreachable, // goes the other way
+            .forget_file => {
+                const file = request.file.?;
+                // Somebody may have opened it again, or written to it since.
+                worker.offers_open -= 1;
+                if (request.errno != 0 or !isForgettable(file, state.route(file.route))) {
+                    request.errno = @intFromEnum(linux.E.BUSY);
+                    return .answered;
+                }
+                for (worker.known_files.items, 0..) |known, i| {
+                    if (known != file) continue;
+                    _ = worker.known_files.swapRemove(i);
+                    break;
+                }
+                _ = worker.recovered.files.remove(file.file_id);
+                file.known = false;
+                return .answered;
+            },
+        }
+    }
+
+    /// Session number of rows whose session is gone while their thread lives.
+    const orphaned: u64 = std.math.maxInt(u64);
+
+    fn freeRow(worker: *Worker, row: u32) void {
+        ring_file.initMutex(worker.state.ring.view.producerRow(row));
+        @atomicStore(u64, &worker.state.row_sessions[row], 0, .release);
+    }
+
+    fn knowFile(worker: *Worker, file: *File) bool {
+        if (file.known) return true;
+        worker.known_files.append(worker.state.allocator, file) catch return false;
+        file.known = true;
+        return true;
+    }
+
+    fn openHandle(worker: *Worker, file: *File, request: *Request) bool {
+        file.handle_list.append(worker.state.allocator, request.handle) catch return false;
+        const entry = worker.state.publisher.handle(request.handle);
+        entry.* = .{ .error_sequence = entry.error_sequence, .error_errno = 0, .append_end = 0, .native = 0, .reserved = 0, .file_handles = 0, .failed_errno = file.failed_errno };
+        worker.state.handles[request.handle] = .{ .file = file, .session = request.session };
+        worker.publishSharers(file);
+        return true;
+    }
+
+    fn closeHandle(worker: *Worker, file: *File, index: u32) void {
+        worker.state.handles[index] = .{};
+        for (file.handle_list.items, 0..) |listed, i| {
+            if (listed != index) continue;
+            _ = file.handle_list.swapRemove(i);
+            break;
+        }
+        worker.publishSharers(file);
+        worker.offerFile(file);
+    }
+
+    fn publishSharers(worker: *Worker, file: *File) void {
+        const sharers: u32 = @intCast(file.handle_list.items.len);
+        for (file.handle_list.items) |index| {
+            @atomicStore(u32, &worker.state.publisher.handle(index).file_handles, sharers, .seq_cst);
+        }
+    }
+
+    fn answerCommitted(worker: *Worker, route_index: u32, errno: i32) void {
+        var link = &worker.awaiting_commit;
+        while (link.*) |request| {
+            if (request.file.?.route != route_index) {
+                link = &request.next;
+                continue;
+            }
+            link.* = request.next;
+            request.errno = errno;
+            if (errno != 0 and request.kind == .activate) {
+                request.file.?.identity_lsn = 0;
+                worker.closeHandle(request.file.?, request.handle);
+            }
+            worker.state.answer(request);
+        }
+    }
+
+    // ---- now and then -------------------------------------------------------------------------------
+
+    fn tick(worker: *Worker, now: u64) void {
+        worker.last_tick_ns = now;
+        const state = worker.state;
+        if (worker.rows_to_free > 0) {
+            for (&state.row_sessions, 0..) |*session, row| {
+                if (session.* != orphaned) continue;
+                if (ring_file.ownerOf(state.ring.view.producerRow(@intCast(row))) == .living) continue;
+                worker.freeRow(@intCast(row));
+                worker.rows_to_free -= 1;
+            }
+        }
+        if (worker.failed_files > 0 and now - worker.last_retry_ns >= retry_interval_ns) {
+            worker.last_retry_ns = now;
+            for (worker.known_files.items) |file| {
+                if (file.failed_errno != 0) worker.applier.retry(file);
+            }
+        }
+        for (0..state.routeCount()) |index| {
+            const route = state.route(@intCast(index));
+            worker.releasePinned(route);
+            worker.probe(route, now);
+            worker.checkpoint(route, now);
+        }
+    }
+
+    fn releasePinned(worker: *Worker, route: *Route) void {
+        while (route.pinned_first) |buffer| {
+            if (buffer.pinned_runs > 0) return;
+            route.pinned_first = buffer.next;
+            if (buffer.next == null) route.pinned_last = null;
+            route.applied_lsn = @max(route.applied_lsn, buffer.last_lsn);
+            worker.buffers.give(buffer);
+        }
+    }
+
+    /// A log that failed is tried again with a record that means nothing; its success opens the route.
+    fn probe(worker: *Worker, route: *Route, now: u64) void {
+        if (route.failed_errno == 0 or now - route.failed_at_ns < retry_interval_ns) return;
+        if (route.buffer != null or worker.buffers.free == null) return;
+        const buffer = worker.bufferOf(route, worker.consumer.scan) orelse return;
+        _ = buffer.group.append(.{
+            .kind = .released,
+            .ring_uuid = @splat(0),
+            .position = 0,
+            .file_id = 0,
+            .offset = 0,
+            .length_bytes = 0,
+            .payload_checksum = 0,
+            .argument = 0,
+            .time_ns = now,
+        });
+        worker.commitRoute(route, buffer);
+    }
+
+    /// Hands a checkpoint to the maintenance thread when one is due, and takes the result of the last.
+    fn checkpoint(worker: *Worker, route: *Route, now: u64) void {
+        const state = worker.state;
+        const job = &route.checkpoint;
+        switch (@atomicLoad(@TypeOf(job.state), &job.state, .acquire)) {
+            .requested => return,
+            .idle => {},
+            .done => {
+                state.counters.add(.checkpoints_total, 1);
+                job.last_lsn = job.lsn;
+                for (job.files.items) |file| worker.offerFile(file);
+                job.files.clearRetainingCapacity();
+                @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
+            },
+            .failed => {
+                // What the sync of a target lost cannot be known: the log keeps the whole window, for the next
+                // start to write again. The file is told; the route's log grows until then.
+                state.counters.add(.checkpoint_failures_total, 1);
+                if (job.failed_file) |file| worker.reportFileError(file, job.errno);
+                route.checkpoint_blocked = true;
+                for (job.files.items) |file| {
+                    route.checkpoint_next.append(state.allocator, file) catch break;
+                }
+                job.files.clearRetainingCapacity();
+                @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
+            },
+        }
+        if (route.checkpoint_blocked) return;
+        const stopping = @atomicLoad(bool, &state.stopping, .acquire);
+        const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping;
+        if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn < route.data_lsn) return;
+        // A record that the ring still holds must stay in the log, or the next daemon would take it again.
+        if (worker.consumer.tail != worker.consumer.scan) return;
+        if (route.applying_first != null or route.buffer != null) return;
+        job.last_ns = now;
+        job.lsn = route.applied_lsn;
+        route.bytes_since_checkpoint = 0;
+        // The log below will go: who is still open must be known above.
+        for (worker.known_files.items) |file| {
+            if (file.route != route.index or file.handle_list.items.len == 0) continue;
+            if (!worker.hasRoom() or !worker.logIdentity(file, route)) {
+                worker.commitOpen(route);
+                if (!worker.logIdentity(file, route)) return;
+            }
+        }
+        worker.commitOpen(route);
+        if (route.failed_errno != 0) return;
+        std.mem.swap(@TypeOf(job.files), &job.files, &route.checkpoint_next);
+        for (job.files.items) |file| file.dirty = false;
+        @atomicStore(@TypeOf(job.state), &job.state, .requested, .release);
+        state.wakeMaintenance();
+    }
+
+    fn commitOpen(worker: *Worker, route: *Route) void {
+        const buffer = route.buffer orelse return;
+        buffer.buildRuns();
+        for (buffer.files[0..buffer.file_count]) |file| worker.applier.start(file);
+        worker.commitRoute(route, buffer);
+    }
+
+    /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either).
+    fn isForgettable(file: *const File, route: *const Route) bool {
+        return file.handle_list.items.len == 0 and !file.dirty and file.queue.isEmpty() and
+            file.chain_buffer == null and file.last_lsn <= route.checkpoint.last_lsn;
+    }
+
+    /// Tells the control thread that it may let go of a file.
+    fn offerFile(worker: *Worker, file: *File) void {
+        if (!isForgettable(file, worker.state.route(file.route))) return;
+        const request = worker.state.allocator.create(Request) catch return; // it is offered again when it is next closed
+        request.* = .{ .kind = .offer_file, .session = 0, .file = file };
+        worker.offers_open += 1;
+        worker.state.answer(request);
+    }
+
+    fn isDrained(worker: *Worker) bool {
+        if (worker.pending != null or worker.awaiting_commit != null) return false;
+        if (worker.consumer.tail != worker.consumer.scan or worker.consumer.somethingToDo()) return false;
+        if (worker.applier.in_flight > 0 or worker.offers_open > 0) return false;
+        for (0..worker.state.routeCount()) |index| {
+            const route = worker.state.route(@intCast(index));
+            if (route.buffer != null or route.applying_first != null) return false;
+            const job = @atomicLoad(@TypeOf(route.checkpoint.state), &route.checkpoint.state, .acquire);
+            if (job != .idle) return false;
+            if (!route.checkpoint_blocked and route.pinned_first == null and route.data_lsn > route.checkpoint.last_lsn) return false;
+        }
+        return true;
+    }
+
+    // ---- sleep --------------------------------------------------------------------------------------
+
+    fn sleep(worker: *Worker) void {
+        const state = worker.state;
+        const doorbell = &state.ring.view.header().doorbell;
+        // Publish, full fence, look again: a producer that commits after our look sees the doorbell set.
+        @atomicStore(u32, doorbell, 1, .seq_cst);
+        const busy = worker.consumer.somethingToDo() and worker.buffers.free != null;
+        if (busy or @atomicLoad(bool, &state.to_worker.filled, .seq_cst)) {
+            @atomicStore(u32, doorbell, 0, .seq_cst);
+            return;
+        }
+        var limit: u64 = sleep_ns_max;
+        if (worker.consumer.passed_count > 0) limit = sleep_ns_passed;
+        if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, 2 * std.time.ns_per_ms);
+        state.counters.add(.worker_sleeps_total, 1);
+        if (worker.applier.in_flight == 0 and !worker.doorbell_armed) {
+            os.futexWait(doorbell, 1, limit);
+        } else {
+            if (!worker.doorbell_armed) worker.armDoorbell(doorbell);
+            worker.uring.submitAndWait(limit);
+        }
+        @atomicStore(u32, doorbell, 0, .seq_cst);
+    }
+
+    /// The ring's doorbell as a completion, so that one wait serves for both kinds of event.
+    fn armDoorbell(worker: *Worker, doorbell: *u32) void {
+        const entry = worker.uring.prepare() orelse return;
+        const futex2_size_u32 = 2;
+        entry.opcode = .FUTEX_WAIT;
+        entry.fd = futex2_size_u32; // shared: no FUTEX2_PRIVATE
+        entry.addr = @intFromPtr(doorbell);
+        entry.off = 1; // the value to sleep on
+        entry.addr3 = std.math.maxInt(u32); // bitset
+        entry.user_data = user_data_doorbell;
+        worker.doorbell_armed = true;
+    }
+};

@@ -1,0 +1,5 @@
+test {
+    _ = @import("engine/uring.zig");
+    _ = @import("engine/events.zig");
+    _ = @import("engine/consumer.zig");
+}

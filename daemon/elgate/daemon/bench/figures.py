@@ -1,0 +1,333 @@
+"""What is measured, and what it is measured against."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from elgate.daemon.child import ChildDaemon
+from elgate.daemon.places import filesystem_of, scratch_directory
+
+REPETITIONS = 5
+SLICE_S = 0.6
+START_DELAY_S = 0.03
+IDLE_S = 10.0
+RECORD_BYTES = 128
+BLOCK_BYTES = 4096
+# On these machines a sync now and then takes a whole scheduler tick; such operations are counted, not dropped.
+STALL_NS = 3_000_000
+
+
+@dataclass
+class Row:
+    """One figure. `ratio` is value ÷ baseline; `goal` is in words, `met` what came of it (None: no goal)."""
+
+    metric: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    baseline_is: str = ""
+    ratio: float | None = None
+    goal: str = ""
+    met: bool | None = None
+
+    def as_document(self) -> dict[str, Any]:
+        return {name: round(value, 3) if isinstance(value, float) else value for name, value in vars(self).items()}
+
+
+@dataclass
+class Slice:
+    """One loop by one or more producers for one slice of time."""
+
+    operations: int
+    seconds: float
+    samples_ns: list[int]
+
+    @property
+    def operations_per_s(self) -> float:
+        return self.operations / self.seconds
+
+    @property
+    def mean_us(self) -> float:
+        return statistics.fmean(self.samples_ns) / 1000
+
+    def percentile_us(self, percent: float) -> float:
+        ordered = sorted(self.samples_ns)
+        return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)] / 1000
+
+    @property
+    def stalls(self) -> int:
+        return sum(sample > STALL_NS for sample in self.samples_ns)
+
+
+class Producers:
+    """Processes that wait for loops to run; kept over a whole benchmark, so that no start-up is measured."""
+
+    def __init__(self, through: str, count: int, directory: Path, environment: dict[str, str]) -> None:
+        self._directory = directory
+        self._through = through
+        directory.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix="elgate-bench-", dir="/tmp"))
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "elgate.daemon.bench.producer", through],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                text=True,
+            )
+            for _ in range(count)
+        ]
+        for process in self._processes:
+            if self._answer(process) != "ready":
+                raise RuntimeError("a producer did not start; see its message above")
+
+    @staticmethod
+    def _answer(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        return process.stdout.readline().strip()
+
+    def run(self, loop: str, length_bytes: int, count: int = 1, seconds: float = SLICE_S) -> Slice:
+        """The loop in the first `count` processes at once, each on a file of its own."""
+        start_ns = time.monotonic_ns() + int(START_DELAY_S * 1e9)
+        chosen = self._processes[:count]
+        for number, process in enumerate(chosen):
+            order = {
+                "loop": loop,
+                "path": str(self._directory / f"{'raw' if loop == 'raw' else 'file'}-{number}"),
+                "length_bytes": length_bytes,
+                "start_ns": start_ns,
+                "until_ns": start_ns + int(seconds * 1e9),
+                "samples_path": str(self._scratch / str(number)),
+            }
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+        answers = [self._answer(process) for process in chosen]
+        if not all(answers):
+            raise RuntimeError(f"a producer of the {loop} loop ended; see its message above")
+        took_s = seconds
+        samples = array("Q")
+        if loop.endswith("flood"):
+            took_s = (time.monotonic_ns() - start_ns) / 1e9  # until all of it was applied
+        else:
+            for number, answer in enumerate(answers):
+                with open(self._scratch / str(number), "rb") as file:
+                    samples.fromfile(file, int(answer))
+        return Slice(sum(map(int, answers)), took_s, samples.tolist())
+
+    def close(self) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self._processes:
+            process.wait(60)
+            assert process.stdout is not None
+            process.stdout.close()
+        shutil.rmtree(self._scratch)
+
+    def __enter__(self) -> Producers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def installed_daemon(sections: dict[str, dict[str, Any]] | None = None) -> Iterator[ChildDaemon]:
+    """The installed daemon in a scratch directory on a real disk, with everything on that it always has on."""
+    directory = scratch_directory("elgate-bench-")
+    try:
+        with ChildDaemon(directory, sections=sections) as daemon:
+            daemon.start()
+            yield daemon
+            daemon.stop()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _median(slices: Sequence[Slice], figure: Callable[[Slice], float]) -> float:
+    return statistics.median(figure(one) for one in slices)
+
+
+def machine(directory: Path) -> dict[str, Any]:
+    return {
+        "cpus": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "filesystem": filesystem_of(directory).type,
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def ring(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
+    """What accepting an operation costs, the drain alone, and an idle daemon."""
+    rows: list[Row] = []
+    with installed_daemon() as daemon:
+        facts = machine(daemon.directory)
+        native_directory = daemon.directory / "native"
+        with (
+            Producers("elgate", 1, daemon.route_dir, daemon.env()) as through,
+            Producers("native", 1, native_directory, dict(os.environ)) as native,
+        ):
+            for length in (RECORD_BYTES, BLOCK_BYTES):
+                accepts, writes = [], []
+                for repetition in range(REPETITIONS):
+                    say(f"accept {length} B: {repetition + 1} of {REPETITIONS}")
+                    accepts.append(through.run("accept", length))
+                    writes.append(native.run("page_cache", length))
+                value = _median(accepts, lambda s: s.percentile_us(50) * 1000)
+                baseline = _median(writes, lambda s: s.percentile_us(50) * 1000)
+                limit = 200 if length == RECORD_BYTES else None
+                rows.append(
+                    Row(
+                        f"accept_{length}B_p50", value, "ns", baseline, "write() of the same size to the page cache",
+                        value / baseline,
+                        "at most 200 ns, and less than half of the write()" if limit else "",
+                        value <= limit and value < baseline / 2 if limit else None,
+                    )
+                )  # fmt: skip
+        say(f"idle daemon: {IDLE_S:g} s")
+        assert daemon.process is not None
+        process = psutil.Process(daemon.process.pid)
+        before = process.cpu_times()
+        time.sleep(IDLE_S)
+        after = process.cpu_times()
+        percent = (after.user + after.system - before.user - before.system) / IDLE_S * 100
+        rows.append(Row("idle_daemon_cpu", percent, "% of one core", goal="under 0.5", met=percent < 0.5))
+    with installed_daemon({"test": {"null_sink": True}}) as daemon:
+        with Producers("elgate", 2, daemon.route_dir, daemon.env()) as through:
+            for count in (1, 2):
+                drains = []
+                for repetition in range(REPETITIONS):
+                    say(f"drain into a null sink, {count} producers: {repetition + 1} of {REPETITIONS}")
+                    drains.append(through.run("flood", RECORD_BYTES, count))
+                rows.append(
+                    Row(f"null_sink_drain_{count}_producers", _median(drains, lambda s: s.operations_per_s), "op/s")
+                )
+    return facts, rows
+
+
+def wal(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
+    """Durable appends by 1, 8 and 32 producers, beside the disk's own floor and the native way."""
+    rows: list[Row] = []
+    counts = (1, 8, 32)
+    with installed_daemon() as daemon:
+        facts = machine(daemon.directory)
+        native_directory = daemon.directory / "native"
+        raws: list[Slice] = []
+        natives: dict[int, list[Slice]] = {count: [] for count in counts}
+        durables: dict[int, list[Slice]] = {count: [] for count in counts}
+        say("starting 65 producers")
+        with (
+            Producers("elgate", max(counts), daemon.route_dir, daemon.env()) as through,
+            Producers("native", max(counts), native_directory, dict(os.environ)) as native,
+        ):
+            for count in counts:  # files made, registered and grown; segments made
+                native.run("native", RECORD_BYTES, count, 0.3)
+                through.run("durable", RECORD_BYTES, count, 0.3)
+            native.run("raw", BLOCK_BYTES, 1, 0.1)
+            for repetition in range(REPETITIONS):
+                for count in counts:
+                    say(f"durable appends, {count} producers: {repetition + 1} of {REPETITIONS}")
+                    raws.append(native.run("raw", BLOCK_BYTES))
+                    durables[count].append(through.run("durable", RECORD_BYTES, count))
+                    natives[count].append(native.run("native", RECORD_BYTES, count))
+    raw_mean = _median(raws, lambda s: s.mean_us)
+    raw_operations = _median(raws, lambda s: s.operations_per_s)
+    raw_is = "raw loop: one preallocated O_DIRECT RWF_DSYNC write of 4 KiB after the other"
+    rows.append(Row("raw_loop_mean", raw_mean, "µs"))
+    rows.append(Row("raw_loop", raw_operations, "op/s"))
+    for count in counts:
+        slices = durables[count]
+        prefix = f"durable_{count}_producer{'s' if count > 1 else ''}"
+        mean = _median(slices, lambda s: s.mean_us)
+        single = count == 1
+        rows.append(
+            Row(
+                f"{prefix}_mean", mean, "µs", raw_mean, raw_is, mean / raw_mean,
+                "at most 1.3 × the raw loop" if single else "", mean <= 1.3 * raw_mean if single else None,
+            )
+        )  # fmt: skip
+        for percent in (50, 95, 99):
+            value = _median(slices, lambda s, percent=percent: s.percentile_us(percent))  # type: ignore[misc]
+            base = _median(raws, lambda s, percent=percent: s.percentile_us(percent))  # type: ignore[misc]
+            rows.append(Row(f"{prefix}_p{percent}", value, "µs", base, raw_is, value / base))
+        operations = _median(slices, lambda s: s.operations_per_s)
+        many = count == 32
+        rows.append(
+            Row(
+                f"{prefix}", operations, "op/s", raw_operations, raw_is, operations / raw_operations,
+                "at least 7 × the raw loop" if many else "", operations >= 7 * raw_operations if many else None,
+            )
+        )  # fmt: skip
+        native_operations = _median(natives[count], lambda s: s.operations_per_s)
+        rows.append(
+            Row(
+                f"{prefix}_beside_native", operations, "op/s", native_operations,
+                f"write + fdatasync by {count} processes on growing files", operations / native_operations,
+                "at least 1.8 × native" if many else "", operations >= 1.8 * native_operations if many else None,
+            )
+        )  # fmt: skip
+        rows.append(
+            Row(
+                f"{prefix}_stalls", sum(s.stalls for s in slices) / max(sum(s.operations for s in slices), 1) * 100,
+                "% of operations over 3 ms",
+                sum(s.stalls for s in raws) / max(sum(s.operations for s in raws), 1) * 100, raw_is,
+            )
+        )  # fmt: skip
+    return facts, rows
+
+
+def disk(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
+    """Nobody waits: how fast records become durable and are applied, beside plain writes to the page cache."""
+    rows: list[Row] = []
+    with installed_daemon() as daemon:
+        facts = machine(daemon.directory)
+        native_directory = daemon.directory / "native"
+        with (
+            Producers("elgate", 2, daemon.route_dir, daemon.env()) as through,
+            Producers("native", 2, native_directory, dict(os.environ)) as native,
+        ):
+            for length in (RECORD_BYTES, BLOCK_BYTES):
+                floods, writes = [], []
+                for repetition in range(REPETITIONS):
+                    say(f"durable and applied, nobody waits, {length} B: {repetition + 1} of {REPETITIONS}")
+                    floods.append(through.run("flood", length, 2))
+                    writes.append(native.run("page_cache_flood", length, 2))
+                value = _median(floods, lambda s: s.operations_per_s)
+                baseline = _median(writes, lambda s: s.operations_per_s)
+                rows.append(
+                    Row(
+                        f"durable_and_applied_{length}B", value, "op/s", baseline,
+                        "write() to the page cache by 2 processes, not durable", value / baseline,
+                    )
+                )  # fmt: skip
+    return facts, rows
+
+
+BENCHES: dict[str, Callable[[Callable[[str], None]], tuple[dict[str, Any], list[Row]]]] = {
+    "ring": ring,
+    "wal": wal,
+    "disk": disk,
+}

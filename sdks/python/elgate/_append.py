@@ -1,0 +1,212 @@
+"""The explicit API: appends that return at once, with something to wait on."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional, Union
+
+from elgate import _native
+from elgate._descriptors import (
+    became_native,
+    elgate_path_is_routed,
+    forget,
+    kept,
+    native_close,
+    native_open,
+    open_descriptor,
+    routed,
+    tracked,
+)
+from elgate._file import from_buffer, memory_of, native_write
+from elgate._native import LEVELS, NATIVE, ffi, library, os_error, retry_on_interrupt
+
+native_fsync = os.fsync
+
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+# Between two waits Python runs its signal handlers.
+_WAIT_SLICE_MS = 100
+
+Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+
+
+class Appender:
+    """One file, open for as long as this process appends to it."""
+
+    def __init__(self, path: Union[str, bytes]) -> None:
+        self.path = path
+        self.closed = False
+        # What close ran into: for those who wait later.
+        self.error: Optional[OSError] = None
+        self._users = 0
+        self._changed = threading.Condition()
+        if not _native.start():
+            self._fd = native_open(path, _FLAGS, 0o666)
+            return
+        if elgate_path_is_routed(os.fsencode(path)) != 1:
+            raise ValueError(
+                f"elgate.append: {os.fsdecode(path)!r} is on no route of the daemon: give the path of a file on one "
+                "(`elgate routes ls` shows them), or add a route"
+            )
+        self._fd = open_descriptor(path, _FLAGS, 0o666)
+        kept.add(self._fd)
+
+    @contextmanager
+    def in_use(self) -> Iterator[int]:
+        """The descriptor, which is not closed meanwhile."""
+        with self._changed:
+            if self.closed:
+                raise ValueError(f"elgate: {os.fsdecode(self.path)!r} is closed")
+            self._users += 1
+        try:
+            yield self._fd
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    def append(self, data: Any) -> Ack:
+        try:
+            memory = data if type(data) is bytes else from_buffer(data)
+        except Exception:
+            memory = memory_of(data)
+        with self.in_use() as fd:
+            if fd in routed:
+                ticket = ffi.new("uint64_t *")
+                result = retry_on_interrupt(library.elgate_append, fd, memory, len(memory), ticket)
+                if result >= 0:
+                    return Ack(self, int(ticket[0]))
+                if result != NATIVE:
+                    raise os_error(result, self.path)
+                became_native(fd)
+            rest = memoryview(memory if type(memory) is bytes else ffi.buffer(memory))
+            while len(rest) > 0:
+                rest = rest[native_write(fd, rest) :]
+        return Ack(self, None)
+
+    def close(self) -> None:
+        with self._changed:
+            if self.closed:
+                return
+            self.closed = True
+            while self._users > 0:
+                self._changed.wait()
+        try:
+            if self._fd in tracked:
+                self.error = forget(self._fd)
+            else:
+                native_fsync(self._fd)
+        except OSError as error:
+            self.error = error
+        finally:
+            kept.discard(self._fd)
+            native_close(self._fd)
+        if self.error is not None:
+            raise self.error
+
+    def renew_lock(self) -> None:
+        """In a child: the parent's other threads are not there to let go of it."""
+        self._users = 0
+        self._changed = threading.Condition()
+
+
+class Ack:
+    """One append. Any thread may wait for it, as often as it likes."""
+
+    __slots__ = ("_appender", "_ticket")
+
+    def __init__(self, appender: Appender, ticket: Optional[int]) -> None:
+        self._appender = appender
+        # None: the file is native.
+        self._ticket = ticket
+
+    def wait(self, level: str = "durable", timeout: Optional[float] = None) -> None:
+        """Returns once the append has reached `level`:
+
+        - "accepted": in shared memory, which survives the death of this process and of the daemon
+        - "logged": written to the log, not yet synced
+        - "durable": synced to stable storage
+        - "applied": in the file, where every process can read it
+
+        `timeout` in seconds; None: as long as the client waits for a daemon (ELGATE_RECONNECT_TIMEOUT_MS), with
+        signal handlers (Ctrl-C) delayed until then.
+        TimeoutError: not reached yet; the append stands, and can be waited for again. OSError: the file's error."""
+        number = LEVELS.get(level)
+        if number is None:
+            raise ValueError(f"unknown level {level!r}: it must be one of {', '.join(LEVELS)}")
+        appender = self._appender
+        if appender.closed:
+            # Everything is applied, or close has said why not.
+            if appender.error is not None:
+                raise appender.error
+            return
+        with appender.in_use() as fd:
+            if self._ticket is None:
+                if level == "durable":
+                    native_fsync(fd)
+                return
+            result = _wait(fd, self._ticket, number, timeout)
+        if result == -errno.ETIMEDOUT:
+            limit = "ELGATE_RECONNECT_TIMEOUT_MS" if timeout is None else f"{timeout} s"
+            raise TimeoutError(errno.ETIMEDOUT, f"append not {level} within {limit}", appender.path)
+        if result < 0 and result != NATIVE:
+            raise os_error(result, appender.path)
+
+
+def _wait(fd: int, ticket: int, level: int, timeout: Optional[float]) -> int:
+    if timeout is None:
+        return retry_on_interrupt(library.elgate_wait, fd, ticket, level, -1)
+    deadline = time.monotonic() + timeout
+    while True:
+        left_ms = max(0, math.ceil((deadline - time.monotonic()) * 1000))
+        result: int = library.elgate_wait(fd, ticket, level, min(left_ms, _WAIT_SLICE_MS))
+        if result == -errno.EINTR or (result == -errno.ETIMEDOUT and left_ms > _WAIT_SLICE_MS):
+            continue
+        return result
+
+
+_lock = threading.Lock()
+_appenders: dict[Union[str, bytes], Appender] = {}
+
+
+def _renew_locks() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for appender in _appenders.values():
+        appender.renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
+def append(path: Path, data: Any) -> Ack:
+    name = os.fspath(path)
+    appender = _appenders.get(name)
+    if appender is None:
+        # Only absolute paths are remembered: the working directory may change.
+        name = os.path.abspath(name)
+        with _lock:
+            appender = _appenders.get(name)
+            if appender is None:
+                appender = _appenders[name] = Appender(name)
+    return appender.append(data)
+
+
+def close() -> None:
+    """Closes all files of `append`; the first error, if any, once all are closed."""
+    first: Optional[OSError] = None
+    with _lock:
+        appenders = list(_appenders.values())
+        _appenders.clear()
+    for appender in appenders:
+        try:
+            appender.close()
+        except OSError as error:
+            first = first or error
+    if first is not None:
+        raise first

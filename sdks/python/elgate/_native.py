@@ -1,0 +1,108 @@
+"""The client library: finding it, declaring it, and what its answers mean.
+
+`elgate_client.h` lies beside the library, and cffi reads it as it is: no function, structure or constant is
+written down a second time here. Importing this module loads the library; nothing connects before `start`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import sys
+from errno import EINTR
+from typing import Any
+
+from cffi import FFI
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_LIBRARY = os.path.join(_PACKAGE, "libelgate_client.so")
+_HEADER = os.path.join(_PACKAGE, "elgate_client.h")
+
+# What the header takes from <sys/uio.h>.
+_IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"
+_CONSTANT = re.compile(r"^#define\s+(ELGATE_\w+)\s+(-?\d+)\s*$", re.MULTILINE)
+
+
+def _load() -> tuple[FFI, Any, dict[str, int]]:
+    missing = [path for path in (_LIBRARY, _HEADER) if not os.path.exists(path)]
+    if missing:
+        raise ImportError(
+            f"elgate: {' and '.join(missing)} missing: the native parts of this installation were not built. "
+            "Install the package (pip install elgate), or run `make build` in a source tree."
+        )
+    with open(_HEADER, encoding="utf-8") as file:
+        header = file.read()
+    ffi = FFI()
+    ffi.cdef(_IOVEC + "\n".join(line for line in header.splitlines() if not line.startswith("#")))
+    return ffi, ffi.dlopen(_LIBRARY), {name: int(value) for name, value in _CONSTANT.findall(header)}
+
+
+ffi, library, constants = _load()
+
+NATIVE: int = constants["ELGATE_NATIVE"]
+LEVELS: dict[str, int] = {
+    name: constants["ELGATE_" + name.upper()] for name in ("accepted", "logged", "durable", "applied")
+}
+
+_started = False
+_watching_process = False
+
+
+def os_error(result: int, filename: object = None) -> OSError:
+    """The exception that the operating system's call would have raised for `result` (-errno)."""
+    number = -result
+    if filename is None:
+        return OSError(number, os.strerror(number))
+    return OSError(number, os.strerror(number), filename)
+
+
+def start() -> bool:
+    """Connects, once per process. True: connected; False: everything stays native (ELGATE_DISABLE=1, or there is no
+    daemon and the library has said so).
+
+    OSError: no daemon, and ELGATE_FALLBACK is `fail`, or `wait` and the wait is over."""
+    global _started, _watching_process
+    if not _started:
+        result = library.elgate_start(b"python")
+        if result < 0:
+            raise OSError(
+                -result,
+                f"elgate: cannot connect to the daemon ({os.strerror(-result)}), and "
+                f"ELGATE_FALLBACK={os.environ.get('ELGATE_FALLBACK', '')} forbids going on without it: "
+                "start it (elgate daemon), or set ELGATE_SOCKET to its control socket",
+            )
+        if not _watching_process:
+            _watching_process = True
+            os.register_at_fork(before=library.elgate_before_fork, after_in_child=library.elgate_after_fork_in_child)
+            # Runs when all threads but daemon threads have ended. What is flushed later (files that nobody closed)
+            # is drained by its own close.
+            atexit.register(_drain_at_exit)
+        _started = result == 1
+    return _started
+
+
+def _drain_at_exit() -> None:
+    result = library.elgate_drain_all()
+    if result < 0 and result != NATIVE:
+        print(
+            f"elgate: at exit: pending writes could not be applied: {os.strerror(-result)}. They are in the ring or "
+            "the log; the daemon applies them when it can (see its log).",
+            file=sys.stderr,
+        )
+
+
+def status() -> dict[str, int]:
+    """The client's counters, by the names that the header gives them."""
+    block = ffi.new("struct elgate_client_status *")
+    library.elgate_get_status(block)
+    return {name: int(getattr(block, name)) for name, _ in ffi.typeof("struct elgate_client_status").fields}
+
+
+def retry_on_interrupt(function: Any, *arguments: Any) -> int:
+    """Calls the library again while a signal interrupts it; Python's handlers run in between, as after a system
+    call (PEP 475)."""
+    result: int = function(*arguments)
+    while result == -EINTR:
+        result = function(*arguments)
+    return result
