@@ -36,7 +36,8 @@ class Load:
         self.alive = [self._open(number, 1) for number in range(shops)]
 
     def _open(self, number: int, run: int) -> Shop:
-        shop = Shop(number, run, self.directory, self.daemon.env())
+        # A daemon that is killed while a shop starts comes back: the shop waits for it.
+        shop = Shop(number, run, self.directory, {**self.daemon.env(), "ELGATE_FALLBACK": "wait"})
         self.everyone.append(shop)
         shop.take_orders(FOREVER_S)
         return shop

@@ -61,7 +61,7 @@ def test_a_daemon_killed_at_each_step_loses_nothing(
     # Registration and checkpoints are passed rarely, the others with every batch.
     passes = choices.randrange(0, 3) if step in ("marked", "targets_synced", "cursor_written") else choices.randrange(300)
     with_doors = {"ELGATE_CORE_LIBRARY": str(core_test_build)}
-    daemon.start(environment={**with_doors, "ELGATE_KILL_AT": f"{step}:{passes}"}, wait=False)
+    daemon.start(environment={**with_doors, "ELGATE_KILL_AT": f"{step}:{passes}"})
     load = Load(daemon, daemon.route_dir / "orders", shops=2)
     try:
         assert daemon.process is not None

@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ EXT4_IOC_SHUTDOWN = 0x8004587D
 EXT4_GOING_FLAGS_NOLOGFLUSH = 2
 
 IMAGE_BYTES = 512 << 20
+UNMOUNT_LIMIT_S = 30
 
 
 class Image:
@@ -52,9 +54,17 @@ class Image:
             os.close(descriptor)
 
     def unmount(self) -> None:
-        if self.mounted:
-            subprocess.run(["umount", self.mount_point], check=True)
-            self.mounted = False
+        if not self.mounted:
+            return
+        # A killed daemon's io_uring holds the log's lock until its last write has landed, or been refused.
+        deadline = time.monotonic() + UNMOUNT_LIMIT_S
+        while True:
+            tried = subprocess.run(["umount", self.mount_point], capture_output=True, text=True, check=False)
+            if tried.returncode == 0:
+                break
+            assert time.monotonic() < deadline, tried.stderr
+            time.sleep(0.02)
+        self.mounted = False
 
 
 @pytest.fixture
@@ -73,6 +83,8 @@ def run_into_a_power_cut(image: Image, environment: dict[str, str]) -> tuple[Ver
     with ChildDaemon(image.mount_point / "elgate") as daemon:
         # The log file of the daemon itself must not lie on the disk that goes away.
         daemon.log_path = image.path.parent / "daemon.log"
+        # What the test itself has put there is to survive; everything from here on is Elgate's to keep.
+        os.sync()
         daemon.start(environment=environment)
         load = Load(daemon, daemon.route_dir / "orders", shops=2)
         try:

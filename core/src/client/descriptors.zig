@@ -37,6 +37,7 @@ pub const Care = enum(u32) {
 pub const Inode = struct {
     device: u64,
     number: u64,
+    birth_ns: u64,
     /// Files on it. Under `pool_lock`.
     references: u32,
     care: Care,
@@ -278,7 +279,7 @@ fn takeInode(status: system.FileStatus) ?*Inode {
     const bucket = bucketOf(status.device, status.inode);
     var link = bucket.*;
     while (link) |inode| : (link = inode.next) {
-        if (inode.device == status.device and inode.number == status.inode) {
+        if (inode.device == status.device and inode.number == status.inode and inode.birth_ns == status.birth_ns) {
             inode.references += 1;
             return inode;
         }
@@ -295,6 +296,7 @@ fn takeInode(status: system.FileStatus) ?*Inode {
     inode.* = .{
         .device = status.device,
         .number = status.inode,
+        .birth_ns = status.birth_ns,
         .references = 1,
         .care = .routed,
         .parked = 0,

@@ -34,6 +34,10 @@ const session = &session_module.process;
 /// ELGATE_NATIVE.
 pub const native: i32 = -4096;
 
+/// Within this file: the ring that held the operation has been replaced by another, and nothing more will be known
+/// of it. Never returned to a caller: see `reported` and `shown`.
+const ring_lost: i32 = -4097;
+
 /// ELGATE_REASON_*.
 pub const Reason = enum(u32) {
     mapped = 1,
@@ -296,6 +300,18 @@ fn deferredError(file: *File, report: Report) i32 {
     return 0;
 }
 
+/// For a caller that reports errors: the loss of a ring is reported with this.
+fn reported(file: *File, result: i32) i32 {
+    if (result != ring_lost) return result;
+    @atomicStore(u32, &file.losses_seen, @atomicLoad(u32, &file.inode.losses, .seq_cst), .monotonic);
+    return system.negative(.IO);
+}
+
+/// For a caller that may ignore errors: the next write, fsync or close reports it again.
+fn shown(result: i32) i32 {
+    return if (result == ring_lost) system.negative(.IO) else result;
+}
+
 /// What the daemon published as an errno, whatever it may be.
 fn negativeErrno(errno: i32) i32 {
     return if (errno > 0 and errno < 4096) -errno else system.negative(.IO);
@@ -348,7 +364,7 @@ const Request = struct {
     may_fail_when_full: bool = false,
 };
 
-/// Puts one operation into the ring. 0 and its ticket, `native`, or -errno: then nothing has happened.
+/// Puts one operation into the ring. 0 and its ticket; `native` or -errno: then nothing has happened; `ring_lost`.
 fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
     const thread = use.thread;
     const span = ring.spanForLength(request.length_bytes);
@@ -411,7 +427,7 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         const counters = &session.row_counters[row];
         Counters.add(&counters.operations, 1);
         Counters.add(&counters.bytes, request.length_bytes);
-        if (session.currentRing() != standing.ring) return system.negative(.IO);
+        if (session.currentRing() != standing.ring) return ring_lost;
         // The next operation of this thread must not overtake this one, and the positions do not speak for it.
         if (committed == .committed_passed) return awaitRelease(standing.ring, claim.position);
         return 0;
@@ -491,7 +507,7 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
 fn awaitRelease(lent: *const Ring, position: u64) i32 {
     while (!producer.isReleased(lent.view, position)) {
         const sequence = session.currentSequence();
-        if (session.currentRing() != lent) return system.negative(.IO);
+        if (session.currentRing() != lent) return ring_lost;
         const space = wait.Space.begin(lent.view);
         defer space.end();
         if (producer.isReleased(lent.view, position)) return 0;
@@ -510,13 +526,13 @@ fn awaitRelease(lent: *const Ring, position: u64) i32 {
 
 // ---- waiting ---------------------------------------------------------------------------------------------------
 
-/// Until the operation behind `ticket` has reached `levels`. 0, -ETIMEDOUT, or -errno.
+/// Until the operation behind `ticket` has reached `levels`. 0, -ETIMEDOUT, `ring_lost`, or -errno.
 fn awaitPosition(use: *Use, ticket: Ticket, levels: wait.Levels, deadline_ns: u64) i32 {
     const inode = use.file.inode;
     while (true) {
         const sequence = session.currentSequence();
         const current = session.currentRing() orelse return system.negative(.IO);
-        if (current.ordinal != ticket.ordinal) return system.negative(.IO);
+        if (current.ordinal != ticket.ordinal) return ring_lost;
         const registered = @atomicLoad(u64, &inode.registered, .acquire);
         if (registered >> 32 != sequence) {
             // Another daemon may count its routes otherwise: ask before believing any of its positions.
@@ -677,11 +693,11 @@ fn writeRouted(use: *Use, vectors: []const Vector, total: usize, offset: ?i64) i
     const sent = submit(use, &request, &ticket);
     if (sent != 0) {
         if (moved) moveBack(use.fd, total);
-        return sent;
+        return reported(use.file, sent);
     }
     if (mode.append) @atomicStore(bool, &use.file.append_pending, true, .seq_cst);
     const waited = awaitPromised(use, mode, ticket);
-    return if (waited != 0) waited else @intCast(total);
+    return if (waited != 0) reported(use.file, waited) else @intCast(total);
 }
 
 fn moveBack(fd: i32, bytes: usize) void {
@@ -706,7 +722,7 @@ fn respectSizeLimit(use: *Use, mode: descriptors.Mode, total: u64, offset: ?i64)
     const start: u64 = start: {
         if (mode.append) {
             const drained = drainInode(use, .{ .applied = true });
-            if (drained != 0) return drained;
+            if (drained != 0) return reported(use.file, drained);
             const status = system.fileStatus(use.fd) orelse return native;
             break :start status.size_bytes;
         }
@@ -736,14 +752,14 @@ pub fn fsync(fd: i32) i32 {
     if (use.file.currentMode().observer) {
         // Legal on a descriptor that is only read: then the kernel's own fsync follows.
         const result = drainInode(&use, both);
-        return if (result != 0) result else native;
+        return if (result != 0) reported(use.file, result) else native;
     }
     if (written == Ticket.none and !@atomicLoad(bool, &use.file.was_registered, .monotonic)) {
         // Nothing of ours is on its way. Another process's may be, if the file is marked.
         if (!isMarked(fd)) return native;
     }
     const result = makeDurable(&use, written);
-    if (result != 0) return result;
+    if (result != 0) return reported(use.file, result);
     return deferredError(use.file, .consume);
 }
 
@@ -815,9 +831,9 @@ pub fn fallocate(fd: i32, mode: i32, offset: i64, length_bytes: i64) i32 {
 fn perform(use: *Use, request: *const Request) i32 {
     var ticket: Ticket = undefined;
     const sent = submit(use, request, &ticket);
-    if (sent != 0) return sent;
+    if (sent != 0) return reported(use.file, sent);
     const result = awaitPosition(use, ticket, .{ .applied = true }, wait.no_deadline);
-    return if (result != 0) result else deferredError(use.file, .consume);
+    return if (result != 0) reported(use.file, result) else deferredError(use.file, .consume);
 }
 
 /// A deferred error is shown, not consumed: who only reads may ignore it, and the next write, fsync or close
@@ -830,7 +846,7 @@ pub fn drain(fd: i32) i32 {
     defer use.end();
     if (use.isNative()) return 0;
     const result = drainUse(&use);
-    return if (result != 0) result else deferredError(use.file, .peek);
+    return if (result != 0) shown(result) else deferredError(use.file, .peek);
 }
 
 pub fn drainAll() i32 {
@@ -870,7 +886,7 @@ pub fn append(fd: i32, vector: Vector, ticket_bits: *u64) i64 {
         .length_bytes = @intCast(vector.length),
         .may_fail_when_full = true,
     }, &ticket);
-    if (sent != 0) return sent;
+    if (sent != 0) return reported(use.file, sent);
     if (use.file.currentMode().append) @atomicStore(bool, &use.file.append_pending, true, .seq_cst);
     ticket_bits.* = ticket.bits();
     return @intCast(vector.length);
@@ -901,10 +917,10 @@ pub fn awaitTicket(fd: i32, ticket_bits: u64, level: Level, timeout_ms: i64) i32
         // A route that makes nothing durable by itself: ask for it.
         var barrier: Ticket = undefined;
         const sent = submit(&use, &.{ .operation = .barrier }, &barrier);
-        if (sent != 0) return sent;
+        if (sent != 0) return reported(use.file, sent);
         result = awaitPosition(&use, ticket, levels, deadline_ns);
     }
-    return if (result != 0) result else deferredError(use.file, .consume);
+    return if (result != 0) reported(use.file, result) else deferredError(use.file, .consume);
 }
 
 // ---- opening, sharing, closing ---------------------------------------------------------------------------------
@@ -919,7 +935,7 @@ pub fn opened(fd: i32, flags: linux.O) i32 {
     if (flags.PATH or flags.DIRECTORY) return 0;
     const observer = flags.ACCMODE == .RDONLY;
     if (state == .passthrough and observer) return 0;
-    const status = system.fileStatus(fd) orelse return 0;
+    const status = system.fileStatusWithBirth(fd) orelse return 0;
     if (!status.isRegular() or status.links == 0) return 0;
     if (state == .passthrough) {
         // There may be more in the log than in the file, and nobody is there to say: never past it.
@@ -964,7 +980,7 @@ fn openedSpecially(fd: i32, already_native: bool, direct: bool) i32 {
     const pending = use.file.inode.lastTicket() != Ticket.none or isMarked(fd);
     if (already_native or direct) {
         if (already_native) {
-            const result = if (pending) fenceOff(&use, .mapped) else 0;
+            const result = shown(if (pending) fenceOff(&use, .mapped) else 0);
             return if (result == 0) 0 else result;
         }
         const result = leave(&use, .{ .fence = .direct });
@@ -999,7 +1015,7 @@ fn takeOut(use: *Use, fd: i32) i32 {
     const file = use.file;
     var result: i32 = 0;
     if (!use.isNative()) {
-        result = drainUse(use);
+        result = reported(file, drainUse(use));
         const earlier = deferredError(file, .consume);
         if (result == 0) result = earlier;
     }
@@ -1007,7 +1023,7 @@ fn takeOut(use: *Use, fd: i32) i32 {
     if (!last) return result;
     if (!use.isNative()) {
         // What another thread has written since.
-        const again = drainInode(use, .{ .applied = true });
+        const again = reported(file, drainInode(use, .{ .applied = true }));
         if (result == 0) result = again;
     }
     if (file.pins() == use.thread.operationsOn(file)) releaseRegistration(file);
@@ -1066,7 +1082,7 @@ pub fn flagsChanged(fd: i32) i32 {
     after.synchronous = flags.DSYNC or flags.SYNC;
     if (before.append and !after.append and !use.isNative()) {
         const result = drainUse(&use);
-        if (result != 0) return result;
+        if (result != 0) return shown(result);
     }
     use.file.setMode(after);
     if (flags.DIRECT and !use.isNative()) return leave(&use, .{ .fence = .direct });
@@ -1114,7 +1130,7 @@ fn leave(use: *Use, how: Leave) i32 {
     };
     if (result != 0) {
         @atomicStore(descriptors.Care, &inode.care, .routed, .seq_cst);
-        return result;
+        return shown(result);
     }
     followAppends(use);
     switch (how) {

@@ -79,6 +79,8 @@ pub const FileStatus = struct {
     links: u64,
     size_bytes: u64,
     mode: u32,
+    /// When the inode was made, where the file system knows: tells a file from an earlier one of its number.
+    birth_ns: u64 = 0,
 
     pub fn isRegular(status: FileStatus) bool {
         return status.mode & linux.S.IFMT == linux.S.IFREG;
@@ -99,6 +101,16 @@ pub fn fileStatus(fd: i32) ?FileStatus {
         .size_bytes = @bitCast(status.size),
         .mode = status.mode,
     };
+}
+
+/// With the time of birth.
+pub fn fileStatusWithBirth(fd: i32) ?FileStatus {
+    var status = fileStatus(fd) orelse return null;
+    var extended: linux.Statx = undefined;
+    if (failure(linux.statx(fd, "", linux.AT.EMPTY_PATH, linux.STATX_BTIME, &extended)) == null and extended.mask & linux.STATX_BTIME != 0) {
+        status.birth_ns = @as(u64, @bitCast(extended.btime.sec)) *% std.time.ns_per_s +% extended.btime.nsec;
+    }
+    return status;
 }
 
 /// O_* of an open descriptor.

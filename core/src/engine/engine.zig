@@ -279,8 +279,12 @@ pub const Engine = struct {
                 return failure.set(errnoOf(err), "cannot replay the log of route {s}: {s}. The log is untouched; free memory or mend its disk, and start again", .{ route.name, @errorName(err) });
             replay.locateAll() catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory while replaying route {s}; the log is untouched, start again with more memory", .{route.name});
             for (recovery.notes) |note| state.events.post(.warning, "log_note", .{ .route = route.name, .name = note.name, .text = note.text });
-            route.applied_lsn = replay.last_lsn;
-            route.data_lsn = replay.last_lsn;
+            route.applied_lsn = @max(replay.last_lsn, recovery.applied_lsn);
+            route.data_lsn = route.applied_lsn;
+            route.checkpoint.lsn = recovery.applied_lsn;
+            route.checkpoint.last_lsn = recovery.applied_lsn;
+            // Time for the clients of the daemon before to come back before their files are let go of.
+            route.checkpoint.last_ns = os.monotonicNs();
             state.counters.add(.replayed_records_total, replay.records);
             state.counters.add(.replayed_bytes_total, replay.bytes);
             const incomplete = recovery.missing_records > 0;

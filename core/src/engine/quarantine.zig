@@ -1,17 +1,27 @@
 //! What cannot be placed is kept: `<log directory>/<route>/quarantine/unplaced-<file id>.records` holds each
-//! record's header and payload as they were, and every one is said in an event.
+//! record's header and payload as they were.
 
 const std = @import("std");
 const State = @import("state.zig").State;
 const Route = @import("route.zig").Route;
 
 /// Any thread that owns the record; blocks until it is durable.
-pub fn add(state: *State, route: *Route, header: []const u8, payload: []const u8, file_id: u64, path: []const u8, reason: []const u8) void {
+pub fn add(state: *State, route: *Route, header: []const u8, payload: []const u8, about: About) void {
+    state.counters.add(.records_quarantined_total, 1);
     var buffer: [4096]u8 = undefined;
-    const saved = save(&buffer, state.log_directory, route.name, header, payload, file_id);
-    const where: []const u8 = if (saved) |name| name else |_| "nowhere: it could not be written";
-    state.events.post(.@"error", "record_quarantined", .{ .route = route.name, .path = path, .reason = reason, .kept_in = where });
+    const where = save(&buffer, state.log_directory, route.name, header, payload, about.file_id) catch |err| {
+        return state.events.post(.@"error", "record_not_quarantined", .{ .route = route.name, .path = about.path, .reason = about.reason, .@"error" = @errorName(err) });
+    };
+    if (!about.silent) state.events.post(.@"error", "records_quarantined", .{ .route = route.name, .path = about.path, .reason = about.reason, .kept_in = where });
 }
+
+pub const About = struct {
+    file_id: u64,
+    path: []const u8,
+    reason: []const u8,
+    /// Say it in an event only where the keeping failed.
+    silent: bool = false,
+};
 
 fn save(buffer: *[4096]u8, log_directory: []const u8, route: []const u8, header: []const u8, payload: []const u8, file_id: u64) ![]const u8 {
     const directory = try std.fmt.bufPrint(buffer, "{s}/{s}/quarantine", .{ log_directory, route });

@@ -25,6 +25,7 @@ const Known = struct {
     file: ?*File = null,
     /// Looked for and not found: its records go to the quarantine.
     lost: bool = false,
+    reported: bool = false,
 };
 
 pub const Replay = struct {
@@ -103,7 +104,7 @@ pub const Replay = struct {
         const known = try replay.entry(header.file_id);
         if (header.lsn <= known.fence_lsn) return;
         const file = try replay.locate(header.file_id, known) orelse
-            return replay.setAside(header, payload, "its file is not there any more");
+            return replay.setAside(known, header, payload);
         const errno = switch (kind) {
             .write => writeAll(file.fd, payload, header.offset),
             .truncate => os.check(linux.ftruncate(file.fd, @intCast(header.offset))).err(),
@@ -156,11 +157,17 @@ pub const Replay = struct {
         while (entries.next()) |pair| _ = try replay.locate(pair.key_ptr.*, pair.value_ptr);
     }
 
-    fn setAside(replay: *Replay, header: *const wal.RecordHeader, payload: []const u8, reason: []const u8) void {
+    fn setAside(replay: *Replay, known: *Known, header: *const wal.RecordHeader, payload: []const u8) void {
         replay.quarantined += 1;
-        replay.state.counters.add(.records_quarantined_total, 1);
-        const path = if (replay.known.get(header.file_id).?.identity) |identity| identity.pathText() else "?";
-        quarantine.add(replay.state, replay.route, std.mem.asBytes(header), payload, header.file_id, path, reason);
+        const path = if (known.identity) |identity| identity.pathText() else "?";
+        const reason = if (known.identity == null) "the log does not say which file it is for" else "its file is not there any more";
+        quarantine.add(replay.state, replay.route, std.mem.asBytes(header), payload, .{
+            .file_id = header.file_id,
+            .path = path,
+            .reason = reason,
+            .silent = known.reported, // once per file
+        });
+        known.reported = true;
     }
 
     fn writeAll(fd: i32, payload: []const u8, offset: u64) i32 {

@@ -53,6 +53,8 @@ pub const Route = struct {
 pub const Checkpoint = struct {
     state: enum(u32) { idle, requested, done, failed } = .idle,
     /// All records up to here are applied, and released from the ring.
+    /// Every file that is open has its identity in the log above this one, or the records that follow could
+    /// not be placed.
     lsn: u64 = 0,
     /// The files written since the last one.
     files: std.ArrayListUnmanaged(*File) = .empty,

@@ -167,13 +167,13 @@ pub const Worker = struct {
     fn round(worker: *Worker) bool {
         var worked = worker.takeRequests();
         worker.batch_full = false;
-        if (worker.collect()) worked = true;
+        if (worker.collect()) {
+            worked = true;
+            steps.reached(.collected);
+        }
         if (!worker.recovery_over and worker.consumer.isBehind(worker.recovery_head)) worker.endRecovery();
         if (worker.serveRequests()) worked = true;
-        if (worker.active_count > 0) {
-            steps.reached(.collected);
-            worker.publishCredits();
-        }
+        if (worker.active_count > 0) worker.publishCredits();
         if (worker.commit()) worked = true;
         if (worker.reap()) worked = true;
         worker.publish();
@@ -781,7 +781,8 @@ pub const Worker = struct {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
                 }
-                if (file.identity_lsn != 0) return .answered;
+                // An identity at or below a checkpoint will not be found by the next replay.
+                if (file.identity_lsn > route.checkpoint.lsn) return .answered;
                 if (!worker.hasRoom()) return .later;
                 return if (worker.logIdentity(file, route)) .after_commit else .later;
             },
@@ -896,7 +897,7 @@ pub const Worker = struct {
             link.* = request.next;
             request.errno = errno;
             if (errno != 0 and request.kind == .activate) {
-                request.file.?.identity_lsn = 0;
+                request.file.?.identity_lsn = 0; // not in the log after all
                 worker.closeHandle(request.file.?, request.handle);
             }
             worker.state.answer(request);

@@ -721,7 +721,8 @@ pub const FakeDaemon = struct {
         defer _ = linux.close(table.fd);
         const other: i32 = @intCast(check(linux.memfd_create("elgate-test-garbage", linux.MFD.CLOEXEC)));
         defer _ = linux.close(other);
-        _ = check(linux.ftruncate(other, if (fault == .false_ring_size) 4096 else if (fault == .false_positions) positions.file_size else table.bytes));
+        const other_bytes: u64 = if (fault == .false_ring_size) 4096 else if (fault == .false_positions) positions.file_size else table.bytes;
+        _ = check(linux.ftruncate(other, @intCast(other_bytes)));
 
         var message = control.Welcome{
             .header = .{

@@ -55,17 +55,14 @@ const NameChange = struct {
     inode: *Inode,
 };
 
-const DirectoryEntry = struct { path: []const u8, durable: bool };
-
-pub const Fault = enum { none, input_output, no_space };
-
 pub const SimulatedDisk = struct {
     arena_state: std.heap.ArenaAllocator,
     prng: std.Random.DefaultPrng,
     names: Names = .empty,
     durable_names: Names = .empty,
     name_changes: std.ArrayListUnmanaged(NameChange) = .empty,
-    directories: std.ArrayListUnmanaged(DirectoryEntry) = .empty,
+    /// Paths; making one is durable at once, as the interface says.
+    directories: std.ArrayListUnmanaged([]const u8) = .empty,
     open_files: std.ArrayListUnmanaged(?*Inode) = .empty,
     /// Writes, syncs and changes of names so far.
     operation_count: u64 = 0,
@@ -78,7 +75,7 @@ pub const SimulatedDisk = struct {
     no_space_per_mille: u32 = 0,
     /// Until this many more operations have failed, the faults are for good (a broken disk, a read-only mount).
     failing_operations_left: u64 = 0,
-    /// A disk, or a program, that forgets about durability: plain writes only. A test of the tests.
+    /// Durable writes are taken for plain ones: a test of the tests.
     ignore_durable_writes: bool = false,
     /// The same for one file alone, by its name.
     ignore_durable_writes_of: ?[]const u8 = null,
@@ -119,8 +116,8 @@ pub const SimulatedDisk = struct {
         disk.failing_operations_left = 0;
         if (crash == .process) return;
         // Names first: a file without a name is gone.
-        for (disk.name_changes.items) |change| {
-            if (disk.keeps(crash)) disk.applyDurably(change);
+        for (disk.name_changes.items) |pending| {
+            if (disk.keeps(crash)) disk.applyDurably(pending);
         }
         disk.name_changes.clearRetainingCapacity();
         disk.names.deinit(disk.arena());
@@ -139,7 +136,7 @@ pub const SimulatedDisk = struct {
     }
 
     fn crashInode(disk: *SimulatedDisk, inode: *Inode, crash: Crash) void {
-        for (inode.unsynced.items) |write| {
+        for (inode.unsynced.items) |pending| {
             // Whole, not at all, or torn.
             const mode: enum { keep, drop, tear } = switch (crash) {
                 .process => unreachable,
@@ -151,12 +148,12 @@ pub const SimulatedDisk = struct {
                 .power_keeps_nothing => .drop,
                 .power_keeps_all => .keep,
             };
-            if (mode == .drop or (write.given_up and mode == .keep)) continue;
-            if (mode == .keep or disk.prng.random().boolean()) disk.grow(&inode.durable, write.size);
+            if (mode == .drop or (pending.given_up and mode == .keep)) continue;
+            if (mode == .keep or disk.prng.random().boolean()) disk.grow(&inode.durable, pending.size);
             var done: usize = 0;
-            while (done < write.bytes.len) {
-                const count = @min(sector_bytes - (write.offset + done) % sector_bytes, write.bytes.len - done);
-                if (mode == .keep or disk.prng.random().boolean()) disk.put(&inode.durable, write.bytes[done..][0..count], write.offset + done);
+            while (done < pending.bytes.len) {
+                const count = @min(sector_bytes - (pending.offset + done) % sector_bytes, pending.bytes.len - done);
+                if (mode == .keep or disk.prng.random().boolean()) disk.put(&inode.durable, pending.bytes[done..][0..count], pending.offset + done);
                 done += count;
             }
         }
@@ -165,14 +162,14 @@ pub const SimulatedDisk = struct {
         inode.current.appendSlice(disk.arena(), inode.durable.items) catch unreachable;
     }
 
-    fn applyDurably(disk: *SimulatedDisk, change: NameChange) void {
-        if (change.from) |from| {
-            const found = disk.durable_names.get(from);
-            // Where what it builds on was dropped, there is nothing to change.
-            if (found == null or found.? != change.inode) return;
-            _ = disk.durable_names.remove(from);
+    fn applyDurably(disk: *SimulatedDisk, pending: NameChange) void {
+        if (pending.from) |gone| {
+            const found = disk.durable_names.get(gone);
+            // Where what it builds on was dropped, there is nothing to pending.
+            if (found == null or found.? != pending.inode) return;
+            _ = disk.durable_names.remove(gone);
         }
-        if (change.to) |to| disk.durable_names.put(disk.arena(), to, change.inode) catch unreachable;
+        if (pending.to) |here| disk.durable_names.put(disk.arena(), here, pending.inode) catch unreachable;
     }
 
     /// The contents of a file as they would be read now; null where there is none of that name.
@@ -195,9 +192,9 @@ pub const SimulatedDisk = struct {
         var found: std.ArrayListUnmanaged([]const u8) = .empty;
         const directory = disk.directoryIndex(directory_path) orelse return found.toOwnedSlice(allocator);
         var keys = disk.names.keyIterator();
-        while (keys.next()) |key| {
-            if (key.directory != directory or !std.mem.endsWith(u8, key.name, suffix)) continue;
-            try found.append(allocator, try allocator.dupe(u8, key.name));
+        while (keys.next()) |known| {
+            if (known.directory != directory or !std.mem.endsWith(u8, known.name, suffix)) continue;
+            try found.append(allocator, try allocator.dupe(u8, known.name));
         }
         std.mem.sort([]const u8, found.items, {}, lessThan);
         return found.toOwnedSlice(allocator);
@@ -208,8 +205,8 @@ pub const SimulatedDisk = struct {
     }
 
     fn directoryIndex(disk: *const SimulatedDisk, path: []const u8) ?i32 {
-        for (disk.directories.items, 0..) |entry, index| {
-            if (std.mem.eql(u8, entry.path, path)) return @intCast(index);
+        for (disk.directories.items, 0..) |known, index| {
+            if (std.mem.eql(u8, known, path)) return @intCast(index);
         }
         return null;
     }
@@ -279,19 +276,19 @@ pub const SimulatedDisk = struct {
         const disk = from(context);
         if (disk.is_off) return error.InputOutput;
         const full = if (parent) |directory|
-            std.fmt.allocPrint(disk.arena(), "{s}/{s}", .{ disk.directories.items[@intCast(@intFromEnum(directory))].path, path }) catch unreachable
+            std.fmt.allocPrint(disk.arena(), "{s}/{s}", .{ disk.directories.items[@intCast(@intFromEnum(directory))], path }) catch unreachable
         else
             disk.arena().dupe(u8, path) catch unreachable;
         if (disk.directoryIndex(full)) |index| return @enumFromInt(index);
-        // Made durably, as the interface says.
-        disk.directories.append(disk.arena(), .{ .path = full, .durable = true }) catch unreachable;
+        disk.directories.append(disk.arena(), full) catch unreachable;
         return @enumFromInt(@as(i32, @intCast(disk.directories.items.len - 1)));
     }
 
     fn closeDirectory(_: *anyopaque, _: storage_module.Directory) void {}
 
+    /// It behaves like a page cache.
     fn supportsDirect(_: *anyopaque, _: storage_module.Directory) bool {
-        return true;
+        return false;
     }
 
     fn listNames(context: *anyopaque, directory: storage_module.Directory, visitor: storage_module.ListVisitor) Error!void {
@@ -329,7 +326,7 @@ pub const SimulatedDisk = struct {
         const name_key = disk.key(directory, name);
         if (disk.names.contains(name_key)) return error.AlreadyExists;
         const outcome = disk.operation(true);
-        if (outcome == .failed or outcome == .no_space) return errorOf(outcome) else |err| err;
+        if (outcome != .cut) try errorOf(outcome);
         const inode = disk.arena().create(Inode) catch unreachable;
         inode.* = .{};
         disk.change(null, name_key, inode);
@@ -393,7 +390,7 @@ pub const SimulatedDisk = struct {
         if (outcome != .done) {
             // Some of it may have got somewhere.
             if (disk.prng.random().boolean()) disk.put(&inode.current, bytes, offset);
-            inode.unsynced.append(disk.arena(), .{ .offset = offset, .bytes = bytes, .size = offset + length, .given_up = true }) catch unreachable;
+            inode.unsynced.append(disk.arena(), .{ .offset = offset, .bytes = bytes, .size = offset + length, .given_up = outcome == .failed }) catch unreachable;
             return error.InputOutput;
         }
         disk.put(&inode.current, bytes, offset);
@@ -449,7 +446,6 @@ pub const SimulatedDisk = struct {
             for (inode.unsynced.items) |*pending| pending.given_up = true;
             return error.InputOutput;
         }
-        if (disk.ignore_durable_writes) return;
         var kept: std.ArrayListUnmanaged(Write) = .empty;
         for (inode.unsynced.items) |pending| {
             if (pending.given_up) {

@@ -137,6 +137,13 @@ class ChildDaemon:
             raise DaemonFailed("it was never started")
         self.process.send_signal(signal.SIGHUP)
 
+    @property
+    def pid(self) -> int:
+        """Of the present or the last life."""
+        if self.process is None:
+            raise DaemonFailed("it was never started")
+        return self.process.pid
+
     def env(self) -> dict[str, str]:
         """The environment for an application that is to find this daemon, and to fail without it."""
         return {**os.environ, "ELGATE_SOCKET": str(self.socket), "ELGATE_FALLBACK": "fail"}

@@ -79,14 +79,19 @@ def _run_path(path: str, arguments: list[str]) -> None:
         _execute(compile(source, "<stdin>", "exec", dont_inherit=True), "<stdin>", BuiltinImporter)
     elif get_importer(path) is not None:
         # A directory or an archive, with a __main__.py. It is searched first in every mode of the interpreter.
-        _search_first(os.path.abspath(path), always=True)
+        _search_first(_located(path), always=True)
         _become_main(None, None)
         runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]
     else:
         _search_first(os.path.dirname(os.path.realpath(path)))
-        location = os.path.abspath(path)
+        location = _located(path)
         code, loader = _load(location)
         _execute(code, location, loader)
+
+
+def _located(path: str) -> str:
+    """Absolute as the interpreter makes it: without a look at what the components are."""
+    return os.path.join(os.getcwd(), path)
 
 
 def _load(path: str) -> tuple[CodeType, Any]:

@@ -14,12 +14,13 @@ Run = Callable[..., Any]
 
 # What a program can hold of the hooked functions, seen before, under and after the patch.
 SURVEY = """
-import builtins, fcntl, inspect, io, _io, mmap, os, pickle, posix, socket, subprocess, tarfile, _posixsubprocess
+import builtins, fcntl, inspect, io, _io, mmap, os, pickle, posix, socket, subprocess, sys, tarfile, _posixsubprocess
 MODULES = (builtins, io, _io, os, posix, fcntl, mmap, _posixsubprocess, subprocess, tarfile)
 
 def survey():
-    return {(module.__name__, name): value for module in MODULES for name, value in vars(module).items()
-            if callable(value)}
+    # By the names in sys.modules: _io calls itself io.
+    return {(key, name): value for key, module in sys.modules.items() if module in MODULES
+            for name, value in vars(module).items() if callable(value)}
 
 def capabilities():
     return {name: set(getattr(os, name)) for name in dir(os) if name.startswith("supports_")
@@ -59,8 +60,6 @@ def test_hooks_look_like_what_they_replace(run_python: Run, no_daemon: dict[str,
     run_python(
         SURVEY
         + """
-import sys
-
 def signature(function):
     try:
         return str(inspect.signature(function))

@@ -389,7 +389,8 @@ pub const Log = struct {
         if (log.current.load(.monotonic)) |segment| {
             if (!log.makeRoom(segment, bytes)) log.retire(segment);
         }
-        const segment = log.current.load(.monotonic) orelse try log.putToUse(.within_limit);
+        const segment = log.current.load(.monotonic) orelse
+            try log.putToUse(if (log.stage == .recovering) .beyond_limit else .within_limit);
         log.writeGroup(segment, group) catch {
             log.giveUp(segment);
             const other = try log.putToUse(.beyond_limit);
@@ -434,11 +435,18 @@ pub const Log = struct {
         group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
         segment.written_end.store(end, .monotonic);
         if (segment.header_pending) {
-            // Header and first group lie side by side: one write, and whoever finds the one without the other
-            // finds nothing that was acknowledged.
             assert(segment.write_offset == wal.block_size);
             log.fillHeader(log.header_block, segment);
-            try log.storage.write(segment.file.?, &.{ log.header_block, memory }, 0, true);
+            if (log.stage == .recovered) {
+                // Header and first group lie side by side: one write, and whoever finds the one without the other
+                // finds nothing that was acknowledged.
+                try log.storage.write(segment.file.?, &.{ log.header_block, memory }, 0, true);
+            } else {
+                // The header voids these records where they lie in the segment before, and they may have been
+                // acknowledged there: not before they are here.
+                try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
+                try log.storage.write(segment.file.?, &.{log.header_block}, 0, true);
+            }
             segment.header_pending = false;
         } else {
             try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
@@ -508,7 +516,7 @@ pub const Log = struct {
 
     const Limit = enum {
         within_limit,
-        /// For the tail of a segment whose write failed: its records must go somewhere.
+        /// For what must go somewhere: the tail of a segment whose write failed, or of an earlier life.
         beyond_limit,
     };
 
@@ -738,8 +746,22 @@ pub const Log = struct {
     }
 
     /// The block that was written longer ago is written, so that one whole block is there at any time.
-    pub fn writeCheckpoint(log: *Log, applied_lsn: u64) storage_module.Error!void {
-        const sequence = log.checkpoint_sequence + 1;
+    fn writeCheckpoint(log: *Log, applied_lsn: u64) storage_module.Error!void {
+        try log.writeCheckpointBlock(log.checkpoint_sequence + 1, applied_lsn);
+        log.applied_lsn_before = log.applied_lsn;
+        log.applied_lsn = applied_lsn;
+    }
+
+    /// For open: the checkpoint as it was read, on its own block again. It may have been read from pages that the
+    /// kernel has given up writing, so that the other block is the only one on the disk, and that is the next to be
+    /// written.
+    pub fn confirmCheckpoint(log: *Log) storage_module.Error!void {
+        try log.writeCheckpointBlock(@max(log.checkpoint_sequence, 1), log.applied_lsn);
+        // By the other block, of which nothing is known.
+        log.applied_lsn_before = 0;
+    }
+
+    fn writeCheckpointBlock(log: *Log, sequence: u64, applied_lsn: u64) storage_module.Error!void {
         @memset(log.maintenance_block, 0);
         const block: *wal.Checkpoint = @ptrCast(log.maintenance_block);
         block.* = .{
@@ -756,8 +778,6 @@ pub const Log = struct {
         block.header_checksum = block.computeChecksum();
         try log.storage.write(log.checkpoint_file.?, &.{log.maintenance_block}, (sequence % 2) * wal.block_size, true);
         log.checkpoint_sequence = sequence;
-        log.applied_lsn_before = log.applied_lsn;
-        log.applied_lsn = applied_lsn;
     }
 
     /// Maintenance thread. Removes whole segments below the checkpoint, oldest first, up to the first that may not

@@ -20,14 +20,19 @@ pub const segment_bytes_min: u64 = 3 * wal.block_size;
 /// No log ever gets so far. So that no sum of an LSN and a count passes the end of the numbers, here or later.
 pub const lsn_max: u64 = std.math.maxInt(u64) / 4;
 
-pub const window_bytes: usize = wal.group_bytes_max;
 const read_ahead_bytes: usize = 1 << 20;
 
 /// Faults that only the tests of the tests put in: a simulation that does not notice them is worth nothing.
 pub const mutants = if (builtin.is_test) struct {
     pub var payload_checksum_unchecked: bool = false;
+    /// A new segment does not void what older ones hold from its first LSN on.
+    pub var nothing_voided: bool = false;
+    /// What was not known to be durable is synced where it lies, instead of being committed anew.
+    pub var tail_only_synced: bool = false;
 } else struct {
     pub const payload_checksum_unchecked = false;
+    pub const nothing_voided = false;
+    pub const tail_only_synced = false;
 };
 
 /// What a segment's first or last block holds.
@@ -109,9 +114,9 @@ pub const SegmentReader = struct {
     window_length: usize,
 
     /// `size_bytes`: of the segment by its header; `readable_bytes`: of the file.
-    /// `window`: window_bytes of memory, the caller's, for as long as the reader lives.
+    /// `window`: `windowBytes(size_bytes)` of memory at least, the caller's, for as long as the reader lives.
     pub fn init(storage: Storage, file: File, segment_id: u64, size_bytes: u64, readable_bytes: u64, window: []align(wal.block_size) u8) SegmentReader {
-        assert(window.len == window_bytes);
+        assert(window.len >= windowBytes(size_bytes));
         return .{
             .storage = storage,
             .file = file,
@@ -124,6 +129,11 @@ pub const SegmentReader = struct {
             .window_offset = 0,
             .window_length = 0,
         };
+    }
+
+    /// The longest group of a segment of this size fits.
+    pub fn windowBytes(size_bytes: u64) usize {
+        return @intCast(@min(size_bytes, wal.group_bytes_max));
     }
 
     /// Where groups end: the last block is the trailer, and the file may have been cut short.
@@ -173,7 +183,7 @@ pub const SegmentReader = struct {
             offset + length <= reader.window_offset + reader.window_length;
         if (!inside) {
             const wanted = std.mem.alignForward(usize, @max(length, read_ahead_bytes), wal.block_size);
-            const count: usize = @intCast(@min(wanted, reader.end - offset));
+            const count: usize = @intCast(@min(wanted, reader.end - offset, reader.window.len));
             assert(count >= length);
             reader.window_length = 0;
             reader.unreadable_blocks += try readBlocks(reader.storage, reader.file, reader.window[0..count], offset);

@@ -189,13 +189,12 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
             log.applied_lsn = oldest.first_lsn - 1;
             note(log, log_module.checkpoint_name, "cannot be read: everything that the log still holds is applied again, from LSN {d}", .{oldest.first_lsn});
         }
-        // So that the log has an identity of its own from now on, on the disk too.
-        log.writeCheckpoint(log.applied_lsn) catch |err| {
-            log.explain("cannot write {s}/{s}: {s}. Is the disk full or read-only?", .{ log.path, log_module.checkpoint_name, @errorName(err) });
-            return err;
-        };
     }
-    log.applied_lsn_before = 0; // by the other block, of which nothing is known
+    // A new log has an identity of its own from now on.
+    log.confirmCheckpoint() catch |err| {
+        log.explain("cannot write {s}/{s}: {s}. Is the disk full or read-only?", .{ log.path, log_module.checkpoint_name, @errorName(err) });
+        return err;
+    };
     log.storage.syncDirectory(log.directory) catch |err| {
         log.explain("cannot sync the log directory {s}: {s}", .{ log.path, @errorName(err) });
         return err;
@@ -324,17 +323,16 @@ fn admit(log: *Log, candidate: *const Candidate, block: *align(wal.block_size) [
         .tidied = true,
     };
     segment.setName(name);
-    if (candidate.size_bytes != header.size_bytes) {
-        note(log, name, "{d} bytes long, its header says {d}", .{ candidate.size_bytes, header.size_bytes });
-    }
-    if (candidate.header != .valid) note(log, name, "its first block is damaged; known by its last block", .{});
     if (segment.first_lsn == 0) {
-        // Prepared; or its first block is damaged, or was lost.
-        segment.first_lsn = try findFirstLsn(log, segment, block, candidate.header != .valid) orelse {
+        // Prepared, as its first block says, and then nothing that it holds counts; or known by its last block alone.
+        const found = if (candidate.header == .valid) null else try findFirstLsn(log, segment, block);
+        segment.first_lsn = found orelse {
             admitSpare(log, segment);
             return null;
         };
     }
+    if (segment.readable_bytes < segment.size_bytes) note(log, name, "cut short: {d} bytes long, its header says {d}", .{ candidate.size_bytes, header.size_bytes });
+    if (candidate.header != .valid) note(log, name, "its first block is damaged; known by its last block", .{});
     return segment;
 }
 
@@ -343,8 +341,8 @@ fn isUnwritten(candidate: *const Candidate) bool {
         (candidate.header == .zeros and (candidate.trailer == .zeros or candidate.size_bytes < reader_module.segment_bytes_min));
 }
 
-/// LSN of the segment's first group. Where its header can be trusted that group lies right behind it.
-fn findFirstLsn(log: *Log, segment: *Segment, block: *align(wal.block_size) [wal.block_size]u8, everywhere: bool) log_module.OpenError!?u64 {
+/// LSN of the first group that is to be found in the segment.
+fn findFirstLsn(log: *Log, segment: *Segment, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?u64 {
     const file = log.storage.open(log.directory, segment.name(), log.direct) catch |err| {
         log.explain("cannot open {s}/{s}: {s}", .{ log.path, segment.name(), @errorName(err) });
         return err;
@@ -354,7 +352,6 @@ fn findFirstLsn(log: *Log, segment: *Segment, block: *align(wal.block_size) [wal
     while (offset + wal.block_size <= segment.readable_bytes) : (offset += wal.block_size) {
         _ = try readExplained(log, segment.name(), file, block, offset);
         if (reader_module.parseGroupHeader(block, segment.id)) |group| return group.first_lsn;
-        if (!everywhere) return null;
     }
     return null;
 }
@@ -375,7 +372,10 @@ fn admitSpare(log: *Log, segment: *Segment) void {
 // ---------------------------------------------------------------------------------------------------------------
 
 pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
-    const window = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), reader_module.window_bytes);
+    var window_bytes = SegmentReader.windowBytes(log.options.segment_bytes);
+    var each = log.segments;
+    while (each) |segment| : (each = segment.next) window_bytes = @max(window_bytes, SegmentReader.windowBytes(segment.size_bytes));
+    const window = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), window_bytes);
     defer log.allocator.free(window);
     const copy_buffer = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), copy_bytes);
     defer log.allocator.free(copy_buffer);
@@ -406,6 +406,7 @@ pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
 /// The last LSN that counts in a segment.
 fn upperLsn(segment: *const Segment) u64 {
     var upper: u64 = if (segment.sealed_lsn != 0) segment.sealed_lsn else std.math.maxInt(u64);
+    if (reader_module.mutants.nothing_voided) return upper;
     if (segment.next) |next| upper = @min(upper, next.first_lsn - 1);
     return upper;
 }
@@ -485,7 +486,7 @@ const Walk = struct {
     /// committed anew, before anybody hears of them.
     fn rewriteTail(walk: *Walk) log_module.RecoverError!void {
         const log = walk.log;
-        const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), wal.group_bytes_max);
+        const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), @min(log.groupBytesMax(), wal.group_bytes_max));
         defer log.allocator.free(memory);
         var group = Group.init(memory);
         group.begin(log);
@@ -516,17 +517,26 @@ const Walk = struct {
         }
         if (group.isEmpty()) return;
         const tail = tail_segment.?;
+        if (reader_module.mutants.tail_only_synced) {
+            const opened = try walk.open(tail) orelse return;
+            defer if (opened.close) log.storage.close(opened.reader.file);
+            return log.storage.sync(opened.reader.file);
+        }
         log.commit(&group) catch |err| {
-            // A segment that was put to use and failed voids the tail where it lies now: then nothing can be said.
-            if (log.added.load(.monotonic) != null) {
-                log.explain("cannot write to {s}: {s}. Mend the disk, and start again", .{ log.path, @errorName(err) });
+            // Where a write has failed, a segment that was put to use voids the tail where it lies now, and where the
+            // page cache stands between, syncing proves nothing. With neither, there is just no room.
+            const may_sync = log.added.load(.monotonic) == null and log.direct and switch (err) {
+                error.NoSpace, error.QuotaExceeded => true,
+                else => false,
+            };
+            if (!may_sync) {
+                log.explain("cannot write to {s}: {s}. The last records, up to {d} bytes, must be written anew before anything else: free space for a segment of {d} bytes, or mend the disk, and start again", .{ log.path, @errorName(err), group.commitBytes(), log.options.segment_bytes });
                 return switch (err) {
-                    error.LogFull => unreachable, // comes before anything is put to use
+                    error.LogFull => unreachable, // recovery goes beyond the limit
                     else => |storage_err| storage_err,
                 };
             }
-            // No room for another segment: what can be done is to sync them where they are.
-            note(log, tail.name(), "records {d} to {d} could not be committed anew ({s}), only synced", .{ group.first_lsn, group.lastLsn(), @errorName(err) });
+            note(log, tail.name(), "records {d} to {d} were synced where they lie: {s} for another segment", .{ group.first_lsn, group.lastLsn(), @errorName(err) });
             const opened = try walk.open(tail) orelse return;
             defer if (opened.close) log.storage.close(opened.reader.file);
             log.storage.sync(opened.reader.file) catch |sync_err| {

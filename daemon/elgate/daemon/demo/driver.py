@@ -32,9 +32,14 @@ THREADS = 4
 ROUNDS = 5
 ROUND_S = 1.5
 WARM_UP_S = 0.3
-CRASH_S = 8.0
-# When, in seconds of the crash phase, who is killed.
-KILL_SCHEDULE = ((1.0, "shop"), (2.5, "daemon"), (5.0, "daemon"))
+# The crash phase: who is killed in turn, each after so many seconds of undisturbed work, and so many more at its end.
+VICTIMS = ("shop", "daemon", "daemon")
+UNDISTURBED_S = 1.5
+# In the crash phase shops get their work in slices, two ahead: it lasts until all has happened, however long that is.
+SLICE_S = 0.5
+SLICES_AHEAD = 2
+# Orders that each shop must take after a kill before it counts as going on.
+GOING_ON_ORDERS = 50
 
 # Acknowledgements are fetched this often, not one by one: the driver must not take the processor from the shops.
 PUMP_S = 0.05
@@ -70,16 +75,22 @@ class Shop:
         self._said = bytearray()
         self._parsed_bytes = 0
         self._answers = 0
-        self.answers_expected = 1  # "ready"
+        self._answers_expected = 1  # "ready"
+        # Lines that it has said: nearly all of them acknowledgements.
+        self.lines = 0
         self.acknowledged: dict[Writer, int] = {}
 
     def take_orders(self, seconds: float) -> None:
         self._input.write(b"%f\n" % seconds)
         self._input.flush()
-        self.answers_expected += 1
+        self._answers_expected += 1
 
-    def pump(self) -> bool:
-        """Fetches what the shop has said; True if any of it was new."""
+    def keep_busy(self) -> None:
+        while self._answers_expected - self._answers < SLICES_AHEAD:
+            self.take_orders(SLICE_S)
+
+    def pump(self) -> None:
+        """Fetches what the shop has said so far."""
         before = len(self._said)
         while True:
             try:
@@ -90,11 +101,11 @@ class Shop:
                 break
             self._said += said
         self._answers += self._said.count(b"done\n", before) + self._said.count(b"ready\n", before)
-        return len(self._said) > before
+        self.lines += self._said.count(b"\n", before)
 
     @property
     def answered(self) -> bool:
-        return self._answers >= self.answers_expected
+        return self._answers >= self._answers_expected
 
     def new_latencies_ns(self) -> list[int]:
         """Takes in the acknowledgements since the last call, and gives their latencies."""
@@ -251,63 +262,68 @@ class Demo:
         gone: list[Shop] = []
         wait_for_answers(alive, GRACE_S)
         begin_s = time.monotonic()
-        for shop in alive:
-            shop.take_orders(CRASH_S)
-        for at_s, victim in KILL_SCHEDULE:
-            self._pump_until(alive, begin_s + at_s)
+        for victim in VICTIMS:
+            self._work_until(alive, time.monotonic() + UNDISTURBED_S)
             if victim == "shop":
-                self._kill_a_shop(alive, gone, directory, begin_s)
+                gone.append(self._kill_a_shop(alive, directory, begin_s))
             else:
-                self._kill_the_daemon(alive, begin_s)
-        wait_for_answers(alive, CRASH_S + GRACE_S)
+                self._kill_the_daemon(begin_s)
+            self._wait_until_all_go_on(alive, victim)
+        self._work_until(alive, time.monotonic() + UNDISTURBED_S)
+        wait_for_answers(alive, SLICES_AHEAD * SLICE_S + GRACE_S)
         for shop in alive:
             shop.finish()
-        self._stop_daemon(at_least_records=1)
+        self._stop_daemon(at_least_records=SHOPS * GOING_ON_ORDERS)
         self._verify(directory, alive + gone)
 
-    def _kill_a_shop(self, alive: list[Shop], gone: list[Shop], directory: Path, begin_s: float) -> None:
+    def _kill_a_shop(self, alive: list[Shop], directory: Path, begin_s: float) -> Shop:
+        """Kills one, puts its successor in its place, and returns it."""
         victim = alive[0]
         victim.kill()
         killed_s = time.monotonic() - begin_s
-        gone.append(victim)
         self.kills["shop"] += 1
         successor = Shop(victim.number, victim.run + 1, directory, self._daemon.env())
         self._shops.append(successor)
         alive[0] = successor
-        wait_for_answers([successor], GRACE_S)
-        successor.take_orders(max(begin_s + CRASH_S - time.monotonic(), 1.0))
         self.say(
             f"   {killed_s:4.1f} s   shop {victim.number} killed (pid {victim.process.pid}), "
             f"opened again (pid {successor.process.pid})"
         )
+        return victim
 
-    def _kill_the_daemon(self, alive: Sequence[Shop], begin_s: float) -> None:
-        assert self._daemon.process is not None
-        old_pid = self._daemon.process.pid
+    def _kill_the_daemon(self, begin_s: float) -> None:
+        old_pid = self._daemon.pid
         self._daemon.kill()
         killed_s = time.monotonic()
         self.kills["daemon"] += 1
         self._daemon.start()
-        assert self._daemon.process is not None
-        ready_s = time.monotonic() - killed_s
-        for shop in alive:
-            shop.pump()
-        # Acknowledgements from every shop again, or the rest of this phase would show nothing.
-        waiting = set(alive)
-        while waiting and time.monotonic() < killed_s + GRACE_S:
-            time.sleep(PUMP_S)
-            waiting = {shop for shop in waiting if not shop.pump()}
-        if waiting:
-            raise DemoFailed(f"shops {sorted(shop.number for shop in waiting)} did not go on after the daemon's death")
         self.say(
-            f"   {killed_s - begin_s:4.1f} s   daemon killed (pid {old_pid}), back after {ready_s:.1f} s "
-            f"(pid {self._daemon.process.pid}); all shops go on"
+            f"   {killed_s - begin_s:4.1f} s   daemon killed (pid {old_pid}), back after "
+            f"{time.monotonic() - killed_s:.1f} s (pid {self._daemon.pid})"
         )
 
-    def _pump_until(self, shops: Sequence[Shop], until_s: float) -> None:
-        while time.monotonic() < until_s:
+    def _wait_until_all_go_on(self, shops: Sequence[Shop], killed: str) -> None:
+        """New orders acknowledged by every shop, or the rest of this phase would show nothing."""
+        began_s = time.monotonic()
+        for shop in shops:
+            shop.pump()
+        goals = {shop: shop.lines + GOING_ON_ORDERS for shop in shops}
+        while any(shop.lines < goal for shop, goal in goals.items()):
+            if time.monotonic() > began_s + GRACE_S:
+                stuck = [shop.number for shop, goal in goals.items() if shop.lines < goal]
+                raise DemoFailed(f"shops {stuck} did not go on within {GRACE_S:g} s after the {killed} was killed")
+            self._work_until(shops, time.monotonic() + PUMP_S)
+        self.say(f"            all shops go on after {time.monotonic() - began_s:.1f} s")
+
+    def _work_until(self, shops: Sequence[Shop], until_s: float) -> None:
+        while True:
             for shop in shops:
+                if shop.process.poll() is not None:
+                    raise DemoFailed(f"shop {shop.number} ended with exit code {shop.process.returncode}; see above")
                 shop.pump()
+                shop.keep_busy()
+            if time.monotonic() >= until_s:
+                return
             time.sleep(PUMP_S)
 
     def _stop_daemon(self, at_least_records: int) -> None:

@@ -1,0 +1,233 @@
+"""Signals, forks, threads, and the end of a process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize("kind", ["buffered", "text", "random"])
+def test_a_signal_handler_that_raises_never_doubles_what_is_written(
+    kind: str, run_python: Run, elgate_daemon: Any
+) -> None:
+    """BufferedWriter forgets what it has handed over by the count that write returns: see _file.py."""
+    path = elgate_daemon.route_dir / "file"
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    arguments = {"buffered": "'wb', 64", "text": "'w', 64", "random": "'w+b', 64"}[kind]
+    run_python(
+        f"""
+        import random, signal, time, elgate
+        assert elgate.patch_all()
+        dice = random.Random({seed})
+
+        class Interrupt(Exception):
+            pass
+
+        raised = 0
+
+        def handler(number, frame):
+            global raised
+            raised += 1
+            raise Interrupt
+
+        signal.signal(signal.SIGALRM, handler)
+        file = open({str(path)!r}, {arguments})
+        deadline = time.monotonic() + 60
+        number = 0
+        while raised < 400 and time.monotonic() < deadline:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 3e-4))
+                while True:
+                    line = "%09d\\n" % number
+                    number += 1
+                    file.write(line if "b" not in file.mode else line.encode())
+                    if dice.random() < 0.3:
+                        file.flush()
+            except Interrupt:
+                pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        file.close()
+        assert raised >= 400, raised
+        """,
+        env=elgate_daemon.env(),
+    )
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert all(len(line) == 10 for line in lines)
+    numbers = [int(line) for line in lines]
+    assert numbers == sorted(set(numbers)), "a record twice, or out of order"
+
+
+ENDINGS = {
+    "closed": "file.close()",
+    "not closed": "",
+    "held by a module": "import json; json.file = file",
+    "held by builtins": "import builtins; builtins.file = file",
+    "held by sys": "import sys; sys.file = file",
+    "in a cycle": "cycle = [file]; cycle.append(cycle); del file, cycle",
+    "held by a function": "def holder(): return file\nimport json; json.holder = holder",
+    "sys.stdout": "import sys; sys.stdout = file",
+    "sys.exit": "import sys; sys.exit(0)",
+    "exit handler": "import atexit; atexit.register(file.write, '')",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_is_buffered_at_the_end_of_a_process_arrives_as_it_would(
+    ending: str, run_python: Run, elgate_daemon: Any
+) -> None:
+    written = []
+    native_path = elgate_daemon.directory / "native"
+    for path, extra in ((native_path, {"ELGATE_DISABLE": "1"}), (elgate_daemon.route_dir / "file", {})):
+        run_python(
+            f"""
+import elgate
+elgate.patch_all()
+file = open({str(path)!r}, "w")
+file.write("in the buffer")
+{ENDINGS[ending]}
+""",
+            env={**elgate_daemon.env(), **extra},
+        )
+        written.append(path.read_text())
+    assert written[1] == written[0]
+    assert written[0] == "in the buffer"
+
+
+def test_the_next_program_sees_everything(run_python: Run, elgate_daemon: Any) -> None:
+    """Also what was written through descriptors that nobody closed: the end of a process is a close."""
+    path = elgate_daemon.route_dir / "file"
+    for number in range(5):
+        run_python(
+            f"""
+            import os, elgate
+            elgate.patch_all()
+            fd = os.open({str(path)!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            for turn in range(1000):
+                os.write(fd, b"{number}:%03d\\n" % turn)
+            """,
+            env=elgate_daemon.env(),
+        )
+        assert path.stat().st_size == (number + 1) * 6000
+
+
+def test_close_waits_until_others_can_read(run_python: Run, elgate_daemon: Any) -> None:
+    path = elgate_daemon.route_dir / "file"
+    run_python(
+        f"""
+        import os, elgate
+        elgate.patch_all()
+        native_open, native_stat = elgate.original("builtins.open"), elgate.original("os.stat")
+        for number in range(50):
+            with open({str(path)!r}, "w") as file:
+                file.write("x" * number)
+            assert native_stat({str(path)!r}).st_size == number
+            fd = os.open({str(path)!r}, os.O_WRONLY | os.O_APPEND)
+            os.write(fd, b"y")
+            os.close(fd)
+            with native_open({str(path)!r}) as reader:
+                assert reader.read() == "x" * number + "y"
+        """,
+        env=elgate_daemon.env(),
+    )
+
+
+def test_children_of_a_threaded_program_start_anew(run_python: Run, elgate_daemon: Any) -> None:
+    run_python(
+        f"""
+        import os, threading, elgate
+        assert elgate.patch_all()
+        directory = {str(elgate_daemon.route_dir)!r}
+        stop = threading.Event()
+
+        def churn(number):
+            while not stop.is_set():
+                with open(f"{{directory}}/churn-{{number}}", "w") as file:
+                    file.write("x")
+
+        threads = [threading.Thread(target=churn, args=(number,)) for number in range(2)]
+        [thread.start() for thread in threads]
+        try:
+            for number in range(10):
+                child = os.fork()
+                if child == 0:
+                    try:
+                        with open(f"{{directory}}/child-{{number}}", "w") as file:
+                            file.write("child")
+                        assert elgate.status()["connected"] == 1
+                        os._exit(0)
+                    finally:
+                        os._exit(1)
+                assert os.waitpid(child, 0)[1] == 0
+                assert open(f"{{directory}}/child-{{number}}").read() == "child"
+        finally:
+            stop.set()
+            [thread.join() for thread in threads]
+        """,
+        env=elgate_daemon.env(),
+    )
+
+
+def test_a_killed_program_loses_nothing_it_has_written(run_python: Run, elgate_daemon: Any) -> None:
+    path = elgate_daemon.route_dir / "file"
+    result = run_python(
+        f"""
+        import os, elgate
+        elgate.patch_all()
+        file = open({str(path)!r}, "wb", 0)
+        for number in range(1000):
+            file.write(b"%03d\\n" % number)
+        os.fsync(file.fileno())
+        print("synced", flush=True)
+        os.kill(os.getpid(), 9)
+        """,
+        env=elgate_daemon.env(),
+        code=-9,
+    )
+    assert result.stdout == "synced\n"
+    assert path.read_bytes() == b"".join(b"%03d\n" % number for number in range(1000))
+
+
+def test_a_daemon_that_comes_back_is_found_again(run_python: Run, elgate_daemon: Any) -> None:
+    path = elgate_daemon.route_dir / "file"
+    result = run_python(
+        f"""
+        import os, signal, sys, elgate
+        assert elgate.patch_all()
+        file = open({str(path)!r}, "wb", 0)
+        file.write(b"before,")
+        os.fsync(file.fileno())
+        os.kill({elgate_daemon.process.pid}, signal.SIGKILL)
+        try:
+            file.write(b"without,")
+            os.fsync(file.fileno())
+        except OSError as error:
+            print(type(error).__name__, error.errno)
+        try:
+            file.close()
+        except OSError as error:
+            print("close", error.errno)
+        assert file.closed
+        """,
+        env={**elgate_daemon.env(), "ELGATE_RECONNECT_TIMEOUT_MS": "100"},
+    )
+    assert result.stdout.startswith("OSError 5\n")
+    elgate_daemon.start()
+    run_python(
+        f"""
+        import os, elgate
+        assert elgate.patch_all()
+        with open({str(path)!r}, "ab") as file:
+            os.fsync(file.fileno())
+            file.write(b"again")
+        """,
+        env=elgate_daemon.env(),
+    )
+    # What was accepted before the daemon died is applied by the next one.
+    assert Path(path).read_bytes() in (b"before,without,again", b"before,again")
