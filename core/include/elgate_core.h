@@ -24,6 +24,7 @@
 /* elgate_engine_config.flags */
 #define ELGATE_ENGINE_ALLOW_VOLATILE 1  /* accept a log directory on tmpfs or overlay */
 #define ELGATE_ENGINE_NULL_SINK 2       /* measure the ring alone: records are checked and dropped */
+#define ELGATE_ENGINE_IO_URING 4        /* apply through io_uring instead of a thread per file system */
 
 struct elgate_route_config {
     const char *name;                /* 1..64 of [a-z0-9_-]; names the log directory */

@@ -222,7 +222,7 @@ def test_what_show_prints_reads_back_as_the_same_configuration(disk_dir: Path) -
 def test_settings_for_tests_are_read_and_shown_only_when_on() -> None:
     assert "test" not in config.defaults().as_document()
     loaded = config.parse(document("test: {null_sink: true}"), "test.yaml")
-    assert loaded.test == config.Test(null_sink=True, no_sync=False)
+    assert loaded.test == config.Test(null_sink=True)
     assert loaded.as_document()["test"] == {"null_sink": True}
     assert config.changes_that_need_a_restart(config.defaults("test.yaml"), loaded) == ["test.null_sink"]
 

@@ -206,7 +206,7 @@ pub fn add(fd: i32, status: system.FileStatus, mode: Mode, name: *const RouteNam
     // `references` is kept: a stale pointer may be trying to pin it just now.
     @atomicStore(*Inode, &file.inode, inode, .release);
     file.setMode(mode);
-    file.descriptor_hint = fd;
+    @atomicStore(i32, &file.descriptor_hint, fd, .monotonic);
     file.refused = false;
     file.failed = false;
     file.append_pending = false;
@@ -248,7 +248,15 @@ pub fn remove(file: *File, fd: i32) ?bool {
     if (@cmpxchgStrong(?*File, &table[index], file, null, .seq_cst, .monotonic) != null) return null;
     const before = @atomicRmw(u64, &file.references, .Sub, 1, .seq_cst);
     assert(@as(u32, @truncate(before)) >= 1);
-    return @as(u32, @truncate(before)) == 1;
+    if (@as(u32, @truncate(before)) == 1) return true;
+    if (@atomicLoad(i32, &file.descriptor_hint, .monotonic) == fd) {
+        for (table[0..used()], 0..) |*entry, other| {
+            if (@atomicLoad(?*File, entry, .acquire) != file) continue;
+            @atomicStore(i32, &file.descriptor_hint, @intCast(other), .monotonic);
+            break;
+        }
+    }
+    return false;
 }
 
 /// Back to the pool.

@@ -205,10 +205,11 @@ fn register(use: *Use) i32 {
             _ = descriptors.remove(file, use.fd);
             return native;
         }
-        const new = session.registerFile(use.fd, &file.route_name) catch |err| switch (err) {
+        var refusal: session_module.Refusal = undefined;
+        const new = session.registerFile(use.fd, &file.route_name, &refusal) catch |err| switch (err) {
             error.Lost => continue,
             error.Refused => {
-                if (session.refusal.reason != .stopping) return refused(file, session.refusal);
+                if (refusal.reason != .stopping) return refused(file, refusal);
                 session.reconnect(sequence) catch |failed| return errnoOf(failed);
                 continue;
             },
@@ -340,7 +341,7 @@ fn ringReplaced(old: *const Ring) void {
             const ticket = inode.lastTicket();
             if (ticket == Ticket.none or ticket.ordinal != replaced.ordinal) return;
             const registered = @atomicLoad(u64, &inode.registered, .acquire);
-            if (registered >> 32 == session.mapped_sequence) {
+            if (registered >> 32 == session.mappedSequence()) {
                 const view = positions.View{ .memory = session.positions_memory.? };
                 const line = view.route(@truncate(registered));
                 if (wait.reached(line, ticket.position, .{ .durable = true })) return;
@@ -375,9 +376,10 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         const objection_result = objection(use, &standing);
         if (objection_result != 0) return objection_result;
         if (thread.row == thread_module.no_row or thread.sequence != standing.sequence) {
-            const attached = session.attachThread(thread, standing.sequence) catch |err| switch (err) {
+            var refusal: session_module.Refusal = undefined;
+            const attached = session.attachThread(thread, standing.sequence, &refusal) catch |err| switch (err) {
                 error.Lost => continue,
-                error.Refused => return negativeErrno(session.refusal.errno),
+                error.Refused => return negativeErrno(refusal.errno),
                 error.HeldByThisThread => return system.negative(.DEADLK),
             };
             if (!attached) continue;
@@ -535,6 +537,13 @@ fn awaitPosition(use: *Use, ticket: Ticket, levels: wait.Levels, deadline_ns: u6
         if (current.ordinal != ticket.ordinal) return ring_lost;
         const registered = @atomicLoad(u64, &inode.registered, .acquire);
         if (registered >> 32 != sequence) {
+            // What a daemon had published before it was lost stays true.
+            if (registered != 0 and registered >> 32 == session.mappedSequence()) {
+                if (session.positionsView()) |before| {
+                    const done = wait.reached(before.route(@truncate(registered)), ticket.position, levels);
+                    if (done and session.isCurrent(sequence)) return 0;
+                }
+            }
             // Another daemon may count its routes otherwise: ask before believing any of its positions.
             const result = renew(use);
             if (result != 0) return result;
@@ -567,19 +576,34 @@ fn renew(use: *Use) i32 {
         const result = standingOf(use, &standing);
         return if (result == native) system.negative(.IO) else result;
     }
-    var writers = descriptors.Files{ .inode = use.file.inode };
-    while (writers.next()) |file| {
-        if (file.currentMode().observer) continue;
-        const fd = @atomicLoad(i32, &file.descriptor_hint, .monotonic);
-        var other: Use = undefined;
-        if (other.begin(fd) != 0) continue;
-        defer other.end();
-        if (other.file != file) continue;
+    var writers = Writers{ .use = use };
+    while (writers.next()) |writer| {
+        defer descriptors.unpin(writer.file);
         var standing: Standing = undefined;
+        var other = writer;
         if (standingOf(&other, &standing) == 0) return 0;
     }
     return system.negative(.IO);
 }
+
+/// The inode's files that are open for writing, for one that is not, or whose descriptor is gone. Each is held
+/// until the caller unpins it.
+const Writers = struct {
+    use: *const Use,
+    files: ?descriptors.Files = null,
+
+    fn next(writers: *Writers) ?Use {
+        if (writers.files == null) writers.files = .{ .inode = writers.use.file.inode };
+        while (writers.files.?.next()) |file| {
+            if (file.currentMode().observer or @atomicLoad(bool, &file.refused, .monotonic)) continue;
+            const fd = @atomicLoad(i32, &file.descriptor_hint, .monotonic);
+            const pinned = descriptors.pin(fd) orelse continue;
+            if (pinned == file) return .{ .thread = writers.use.thread, .operation = writers.use.operation, .file = file, .fd = fd };
+            descriptors.unpin(pinned);
+        }
+        return null;
+    }
+};
 
 /// This process's operations on the inode are in the file. Nothing to wait for in another ring than the current:
 /// what was lost there is reported as an error.
@@ -1176,14 +1200,10 @@ fn fenceOff(use: *Use, reason: Reason) i32 {
 /// A descriptor that is only read cannot be registered. Without a writer in this process there is nothing of
 /// ours to fence.
 fn fenceThroughWriter(use: *Use, reason: Reason) i32 {
-    var writers = descriptors.Files{ .inode = use.file.inode };
-    while (writers.next()) |file| {
-        if (file.currentMode().observer or @atomicLoad(bool, &file.refused, .monotonic)) continue;
-        const fd = @atomicLoad(i32, &file.descriptor_hint, .monotonic);
-        const pinned = descriptors.pin(fd) orelse continue;
-        var other = Use{ .thread = use.thread, .operation = use.operation, .file = pinned, .fd = fd };
-        defer descriptors.unpin(pinned);
-        if (pinned != file) continue;
+    var writers = Writers{ .use = use };
+    if (writers.next()) |writer| {
+        defer descriptors.unpin(writer.file);
+        var other = writer;
         return fenceThrough(&other, reason);
     }
     return 0;
@@ -1195,9 +1215,10 @@ fn fenceThrough(use: *Use, reason: Reason) i32 {
         const registered = standingOf(use, &standing);
         if (registered == native) return 0; // refused at its first registration: the log does not know it
         if (registered != 0) return registered;
-        session.fenceFile(standing.sequence, standing.file_id, standing.handle, @intFromEnum(reason)) catch |err| switch (err) {
+        var refusal: session_module.Refusal = undefined;
+        session.fenceFile(standing.sequence, standing.file_id, standing.handle, @intFromEnum(reason), &refusal) catch |err| switch (err) {
             error.Lost => continue,
-            error.Refused => return negativeErrno(session.refusal.errno),
+            error.Refused => return negativeErrno(refusal.errno),
             error.HeldByThisThread => return system.negative(.DEADLK),
         };
         return 0;

@@ -102,7 +102,7 @@ test "a file that is only opened is not registered; its fsync is the kernel's" {
     try testing.expectEqual(0, library.elgate_fsync(other.fd));
     try testing.expectEqual(2, fixture.daemon.count("barriers"));
     // Nobody else writes it: the positions alone tell.
-    fixture.daemon.handleState(0).file_handles = 1;
+    @atomicStore(u32, &fixture.daemon.handleState(0).file_handles, 1, .seq_cst);
     try testing.expectEqual(1, harness.write(fd, "y"));
     try testing.expectEqual(0, library.elgate_fsync(fd));
     try testing.expectEqual(2, fixture.daemon.count("barriers"));
@@ -236,7 +236,7 @@ test "what another process fenced is left natively here too" {
     defer fixture.deinit();
     const fd = try fixture.create("file", true);
     try testing.expectEqual(1, harness.write(fd, "a"));
-    fixture.daemon.handleState(fixture.daemon.lastHandle()).native = 1;
+    @atomicStore(u32, &fixture.daemon.handleState(fixture.daemon.lastHandle()).native, 1, .seq_cst);
     try testing.expectEqual(harness.native, harness.write(fd, "b"));
     try fixture.expectContents("file", "a");
     try testing.expectEqual(1, fixture.daemon.count("releases"));
@@ -429,22 +429,22 @@ test "a number that was closed behind our back is another file's from then on" {
     const fd = try fixture.create("routed-a", false);
     try testing.expectEqual(1, harness.write(fd, "a"));
     try testing.expectEqual(0, library.elgate_drain(fd));
-    _ = linux.close(fd);
+    // dup3 puts the stranger at the number in one step; the daemon of this test opens files meanwhile.
+    const text = fixture.path("plain");
+    const flags = linux.O{ .ACCMODE = .WRONLY, .CREAT = true };
+    const stranger: i32 = @intCast(fake.check(linux.open(&text, flags, 0o600)));
+    defer _ = linux.close(stranger);
     // Opened natively, through the hook: forgotten.
-    const plain = try fixture.open("plain", .{ .ACCMODE = .WRONLY, .CREAT = true });
-    try testing.expectEqual(fd, plain.fd);
-    try testing.expectEqual(0, plain.routed);
+    _ = fake.check(linux.dup3(stranger, fd, 0));
+    try testing.expectEqual(0, library.elgate_opened(fd, &text, @bitCast(flags)));
     try testing.expectEqual(harness.native, harness.write(fd, "x"));
     _ = linux.close(fd);
     // Not through the hook, and before it was registered: noticed at the registration.
     const unregistered = try fixture.create("routed-b", false);
-    try testing.expectEqual(fd, unregistered);
-    _ = linux.close(fd);
-    const text = fixture.path("plain");
-    try testing.expectEqual(fd, @as(i32, @intCast(fake.check(linux.open(&text, .{ .ACCMODE = .WRONLY }, 0)))));
-    try testing.expectEqual(harness.native, harness.write(fd, "x"));
-    try testing.expectEqual(0, library.elgate_is_routed(fd));
-    _ = linux.close(fd);
+    _ = fake.check(linux.dup3(stranger, unregistered, 0));
+    try testing.expectEqual(harness.native, harness.write(unregistered, "x"));
+    try testing.expectEqual(0, library.elgate_is_routed(unregistered));
+    _ = linux.close(unregistered);
     try testing.expectEqual(0, harness.status().routed_files);
 }
 

@@ -128,7 +128,7 @@ pub const Refusal = struct {
 pub const Error = error{
     /// The daemon is gone, or said something that makes no sense. Try again after `reconnect`.
     Lost,
-    /// See `Session.refusal`.
+    /// `Refusal` says why.
     Refused,
     /// A signal handler came in while this thread holds the lock.
     HeldByThisThread,
@@ -173,7 +173,6 @@ pub const Session = struct {
     control_fd: i32 = -1,
     control_inode: u64 = 0,
     message_sequence: u32 = 0,
-    refusal: Refusal = .{ .reason = .bad_message, .errno = 0 },
     socket_path: [socket_path_bytes_max + 1]u8 = undefined,
     socket_path_length: u32 = 0,
     /// The path is the one to use; else the last one that was tried.
@@ -217,6 +216,11 @@ pub const Session = struct {
 
     pub fn currentRing(session: *Session) ?*const Ring {
         return @atomicLoad(?*const Ring, &session.ring, .seq_cst);
+    }
+
+    /// The session that the mapped positions belong to; the current one, or the one that was just lost.
+    pub fn mappedSequence(session: *Session) u32 {
+        return @atomicLoad(u32, &session.mapped_sequence, .seq_cst);
     }
 
     /// Null before the first session.
@@ -486,12 +490,13 @@ pub const Session = struct {
         hello.runtime = session.runtime;
         if (session.ring) |current| hello.previous_ring_uuid = current.uuid;
         var descriptors: [control.descriptors_max]i32 = undefined;
-        const welcome = session.exchange(control.Hello, &hello, .hello, null, control.Welcome, .welcome, &descriptors) catch |err| {
+        var refusal: Refusal = undefined;
+        const welcome = session.exchange(control.Hello, &hello, .hello, null, control.Welcome, .welcome, &descriptors, &refusal) catch |err| {
             session.connect_errno = .PROTO;
             switch (err) {
                 error.Refused => {
-                    session.connect_errno = if (session.refusal.errno > 0) @enumFromInt(session.refusal.errno) else .CONNREFUSED;
-                    session.warnProtocol("refused this process ({s})", .{refusalName(session.refusal.reason)});
+                    session.connect_errno = if (refusal.errno > 0 and refusal.errno < 4096) @enumFromInt(refusal.errno) else .CONNREFUSED;
+                    session.warnProtocol("refused this process ({s})", .{refusalName(refusal.reason)});
                 },
                 error.Lost => session.warnProtocol("closed the connection, did not answer within {d} ms, or answered what makes no sense; is it of another version?", .{answer_timeout_ms}),
                 error.HeldByThisThread => {},
@@ -584,7 +589,7 @@ pub const Session = struct {
         } else {
             @atomicStore(?*const Ring, &session.ring, new, .seq_cst);
             session.session_id = welcome.session;
-            session.mapped_sequence = session.sequence + 1;
+            @atomicStore(u32, &session.mapped_sequence, session.sequence + 1, .seq_cst);
             session.gave_up = false;
             session.setState(.connected);
         }
@@ -666,7 +671,7 @@ pub const Session = struct {
     // ---- asking --------------------------------------------------------------------------------------------
 
     /// The row of this thread, lent in the session `wanted`. False: that session is over.
-    pub fn attachThread(session: *Session, thread: *Thread, wanted: u32) Error!bool {
+    pub fn attachThread(session: *Session, thread: *Thread, wanted: u32, refusal: *Refusal) Error!bool {
         if (thread.row != thread_module.no_row and thread.hasOpenClaim()) {
             // A handler within an open claim: the claim's row stays locked until it is closed.
             return error.Lost;
@@ -679,7 +684,7 @@ pub const Session = struct {
             const row = session.takeFreeRow() orelse blk: {
                 var request = std.mem.zeroes(control.AttachThread);
                 request.thread_id = @bitCast(linux.gettid());
-                const answer = try session.exchange(control.AttachThread, &request, .attach_thread, null, control.ThreadAttached, .thread_attached, &.{});
+                const answer = try session.exchange(control.AttachThread, &request, .attach_thread, null, control.ThreadAttached, .thread_attached, &.{}, refusal);
                 break :blk answer.row;
             };
             if (row >= ring.producer_rows) {
@@ -739,19 +744,19 @@ pub const Session = struct {
     }
 
     /// The route of `name` in the current session decides; the daemon looks itself whether the file is on it.
-    pub fn registerFile(session: *Session, fd: i32, name: *const RouteName) Error!Registration {
+    pub fn registerFile(session: *Session, fd: i32, name: *const RouteName, refusal: *Refusal) Error!Registration {
         try session.lock.acquire();
         defer session.lock.release();
         if (session.state != .connected) return error.Lost;
         try session.refreshTable();
         const entry = session.findRoute(name.text()) orelse {
-            session.refusal = .{ .reason = .not_on_a_route, .errno = 0 };
+            refusal.* = .{ .reason = .not_on_a_route, .errno = 0 };
             return error.Refused;
         };
         const flags = entry.flags;
         var request = std.mem.zeroes(control.RegisterFile);
         request.route = entry.route;
-        const answer = try session.exchange(control.RegisterFile, &request, .register_file, fd, control.FileRegistered, .file_registered, &.{});
+        const answer = try session.exchange(control.RegisterFile, &request, .register_file, fd, control.FileRegistered, .file_registered, &.{}, refusal);
         if (answer.handle >= positions.handles_max or answer.route >= positions.routes_max) {
             session.drop();
             return error.Lost;
@@ -779,10 +784,11 @@ pub const Session = struct {
         var request = std.mem.zeroes(control.ReleaseFile);
         request.file_id = file_id;
         request.handle = handle;
-        _ = try session.exchange(control.ReleaseFile, &request, .release_file, null, control.Done, .file_released, &.{});
+        var refusal: Refusal = undefined;
+        _ = try session.exchange(control.ReleaseFile, &request, .release_file, null, control.Done, .file_released, &.{}, &refusal);
     }
 
-    pub fn fenceFile(session: *Session, sequence: u32, file_id: u64, handle: u32, reason: u32) Error!void {
+    pub fn fenceFile(session: *Session, sequence: u32, file_id: u64, handle: u32, reason: u32, refusal: *Refusal) Error!void {
         try session.lock.acquire();
         defer session.lock.release();
         if (session.state != .connected or session.sequence != sequence) return error.Lost;
@@ -790,7 +796,7 @@ pub const Session = struct {
         request.file_id = file_id;
         request.handle = handle;
         request.reason = reason;
-        _ = try session.exchange(control.FenceFile, &request, .fence_file, null, control.Done, .file_fenced, &.{});
+        _ = try session.exchange(control.FenceFile, &request, .fence_file, null, control.Done, .file_fenced, &.{}, refusal);
     }
 
     /// The route that an absolute, symlink-free path is on.
@@ -824,7 +830,12 @@ pub const Session = struct {
         if (session.table) |table| if (table.header().generation == generation) return;
         var request = std.mem.zeroes(control.FetchRoutes);
         var descriptors: [1]i32 = undefined;
-        const answer = try session.exchange(control.FetchRoutes, &request, .fetch_routes, null, control.Routes, .routes, &descriptors);
+        var refusal: Refusal = undefined;
+        const answer = session.exchange(control.FetchRoutes, &request, .fetch_routes, null, control.Routes, .routes, &descriptors, &refusal) catch |err| {
+            // Refused: the table before stays in force. Not what somebody else asked for was refused.
+            if (err == error.Refused) return;
+            return err;
+        };
         defer system.close(descriptors[0]);
         const table = mapTable(descriptors[0], answer.routes_bytes) catch |err| {
             session.warnProtocol("sent a route table that cannot be used ({s}); the one before stays in force", .{@errorName(err)});
@@ -846,6 +857,7 @@ pub const Session = struct {
         comptime Answer: type,
         answer_kind: control.Kind,
         descriptors: []i32,
+        refusal: *Refusal,
     ) Error!Answer {
         comptime assert(@offsetOf(Request, "header") == 0 and @offsetOf(Answer, "header") == 0);
         session.message_sequence +%= 1;
@@ -868,7 +880,7 @@ pub const Session = struct {
             header.sequence == session.message_sequence;
         if (sound and header.kind == @intFromEnum(control.Kind.refused) and received.length == @sizeOf(control.Refused) and received.descriptor_count == 0) {
             const refused: *const control.Refused = @ptrCast(&received.bytes);
-            session.refusal = .{ .reason = refused.refusal, .errno = refused.errno };
+            refusal.* = .{ .reason = refused.refusal, .errno = refused.errno };
             return error.Refused;
         }
         if (!sound or header.kind != @intFromEnum(answer_kind) or received.length != @sizeOf(Answer) or received.descriptor_count != descriptors.len) {

@@ -170,7 +170,7 @@ test "a daemon that returns finds what was accepted meanwhile, each record once 
         }
     }
     try testing.expectEqual(0, fixture.daemon.count("rejected"));
-    try testing.expectEqual(0, fixture.daemon.consumer.damaged);
+    try testing.expectEqual(0, fixture.daemon.consumed("damaged"));
     try testing.expect(harness.status().reconnects >= 6);
 }
 
@@ -321,7 +321,7 @@ test "a child that is killed in the middle of a claim holds nobody up" {
     try testing.expectEqual(1, harness.write(fd, "c"));
     try testing.expectEqual(0, library.elgate_fsync(fd));
     try testing.expectEqual(0, harness.close(fd));
-    try testing.expectEqual(1, fixture.daemon.consumer.aborted);
+    try testing.expectEqual(1, fixture.daemon.consumed("aborted"));
     try fixture.expectContents("file", "abc");
 }
 
@@ -373,7 +373,7 @@ test "a claim that a signal handler jumped out of is given up by the thread's ne
         }
     }.released);
     try testing.expect(view.header().head >= head + 5);
-    try testing.expectEqual(0, fixture.daemon.consumer.aborted); // by the thread, not by the daemon
+    try testing.expectEqual(0, fixture.daemon.consumed("aborted")); // by the thread, not by the daemon
     try testing.expectEqual(0, harness.close(fd));
     try fixture.expectContents("file", "ab");
 }
@@ -431,5 +431,5 @@ test "a signal handler may write while its thread is writing" {
         try testing.expectEqual(expected[1], @as(u64, @bitCast(found.size)));
         try testing.expectEqual(0, harness.close(expected[0]));
     }
-    try testing.expectEqual(0, fixture.daemon.consumer.damaged);
+    try testing.expectEqual(0, fixture.daemon.consumed("damaged"));
 }

@@ -19,6 +19,7 @@ const Control = @import("control.zig").Control;
 const Worker = @import("worker.zig").Worker;
 const Recovered = @import("worker.zig").Recovered;
 const Replay = @import("replay.zig").Replay;
+const EngineKind = @import("disk/applier.zig").EngineKind;
 const maintenance = @import("maintenance.zig");
 const steps = @import("steps.zig");
 const log_module = @import("wal/log.zig");
@@ -41,6 +42,7 @@ pub const Settings = struct {
     log_directory: []const u8,
     allow_volatile: bool,
     null_sink: bool,
+    disk_engine: EngineKind,
     no_sync: bool,
     checkpoint_bytes: u64,
     checkpoint_interval_ms: u32,
@@ -104,6 +106,7 @@ pub const Engine = struct {
             .publisher = publisher,
             .ring = ring_file,
             .null_sink = settings.null_sink,
+            .disk_engine = settings.disk_engine,
             .checkpoint_bytes = settings.checkpoint_bytes,
             .checkpoint_interval_ns = @as(u64, settings.checkpoint_interval_ms) * std.time.ns_per_ms,
             .log_directory = log_directory,

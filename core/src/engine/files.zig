@@ -10,6 +10,7 @@ const wal = @import("../format/wal.zig");
 const os = @import("os.zig");
 const applier = @import("disk/applier.zig");
 const Buffer = @import("buffers.zig").Buffer;
+const Lane = @import("disk/lanes.zig").Lane;
 
 pub const Identity = struct {
     blob: wal.FileIdentity,
@@ -56,6 +57,8 @@ pub const File = struct {
 
     // Worker thread.
     queue: applier.Queue = .{},
+    /// Of its file system, where the disk engine has lanes.
+    lane: ?*Lane = null,
     /// Where the next append goes, while `end_known`.
     end: u64 = 0,
     end_known: bool = false,

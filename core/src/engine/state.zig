@@ -12,6 +12,7 @@ const Route = @import("route.zig").Route;
 const File = @import("files.zig").File;
 const Mailbox = @import("requests.zig").Mailbox;
 const Request = @import("requests.zig").Request;
+const EngineKind = @import("disk/applier.zig").EngineKind;
 
 pub const Handle = struct {
     file: ?*File = null,
@@ -26,6 +27,7 @@ pub const State = struct {
     ring: RingFile,
     /// Measures the ring alone: records are checked and dropped.
     null_sink: bool,
+    disk_engine: EngineKind,
     checkpoint_bytes: u64,
     checkpoint_interval_ns: u64,
 

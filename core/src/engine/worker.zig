@@ -2,7 +2,7 @@
 //!
 //! ```
 //! collect   copy what is committed from the ring into log buffers, one per route; resolve appends
-//! apply     hand the batch's writes to the target files (io_uring; they run while the next step waits)
+//! apply     hand the batch's writes to the disk engine, which works on them while the next step waits
 //! commit    one durable write per route; while it is in flight the next batch gathers in the ring
 //! publish   positions, one wake per route
 //! release   give the slots back
@@ -124,23 +124,35 @@ pub const Worker = struct {
     /// The thread's body. `result` is 0, or the errno that io_uring refused with, once `ready` is set.
     pub fn run(worker: *Worker, result: *i32, ready: *std.Thread.ResetEvent) void {
         var errno: i32 = 0;
-        worker.uring = Uring.init(1024, &errno) catch {
-            result.* = errno;
-            ready.set();
-            return;
-        };
-        errno = worker.uring.registerDescriptor(worker.lock_fd);
-        if (errno != 0) {
-            result.* = errno;
-            ready.set();
-            return;
+        if (worker.state.disk_engine == .io_uring) {
+            worker.uring = Uring.init(1024, &errno) catch {
+                result.* = errno;
+                ready.set();
+                return;
+            };
+            errno = worker.uring.registerDescriptor(worker.lock_fd);
+            if (errno != 0) {
+                result.* = errno;
+                ready.set();
+                return;
+            }
         }
-        worker.applier = .{ .uring = &worker.uring, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
+        worker.applier = .{ .engine = switch (worker.state.disk_engine) {
+            .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.ring.view.header().doorbell } },
+            .io_uring => .{ .io_uring = &worker.uring },
+        }, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
         worker.publishStart();
         result.* = 0;
         ready.set();
+        // Files that replay found have a lane from the start: what the ring still holds may name them.
+        var recovered = worker.recovered.files.valueIterator();
+        while (recovered.next()) |file| _ = worker.knowFile(file.*);
         worker.loop();
-        worker.uring.deinit();
+        if (worker.applier.in_flight > 0) return; // stuck in a file system: it ends with the process
+        switch (worker.applier.engine) {
+            .lanes => |*lanes| lanes.deinit(),
+            .io_uring => |uring| uring.deinit(),
+        }
     }
 
     fn loop(worker: *Worker) void {
@@ -555,7 +567,7 @@ pub const Worker = struct {
             for (buffer.files[0..buffer.file_count]) |file| worker.applier.start(file);
         }
         if (!any) return false;
-        if (worker.uring.unsubmitted > 0) worker.uring.submit();
+        worker.applier.flush();
         steps.reached(.applying);
         for (worker.active[0..worker.active_count]) |route| {
             const buffer = route.buffer orelse continue;
@@ -611,29 +623,35 @@ pub const Worker = struct {
 
     fn reap(worker: *Worker) bool {
         var any = false;
-        // Completions appear only when asked for.
-        if (worker.applier.in_flight > 0) worker.uring.submit();
-        while (worker.uring.take()) |completion| {
-            if (completion.user_data == user_data_doorbell) {
-                worker.doorbell_armed = false;
-                continue;
-            }
-            const file: *File = @ptrFromInt(completion.user_data);
-            worker.applier.completed(file, completion.res);
-            any = true;
+        switch (worker.applier.engine) {
+            .lanes => |*lanes| while (lanes.take()) |result| {
+                worker.applier.completed(result.file, result.value);
+                any = true;
+            },
+            .io_uring => |uring| {
+                // Completions appear only when asked for.
+                if (worker.applier.in_flight > 0) uring.submit();
+                while (uring.take()) |completion| {
+                    if (completion.user_data == user_data_doorbell) {
+                        worker.doorbell_armed = false;
+                        continue;
+                    }
+                    worker.applier.completed(@ptrFromInt(completion.user_data), completion.res);
+                    any = true;
+                }
+            },
         }
         if (worker.applier.starved) {
             worker.applier.starved = false;
             for (worker.known_files.items) |file| worker.applier.start(file);
         }
-        if (worker.uring.unsubmitted > 0) worker.uring.submit();
+        worker.applier.flush();
         return any;
     }
 
-    fn runApplied(context: *anyopaque, file: *File, run_done: *applier_module.Run) void {
+    fn runApplied(context: *anyopaque, run_done: *applier_module.Run) void {
         const worker: *Worker = @ptrCast(@alignCast(context));
         worker.state.counters.add(.applied_bytes_total, run_done.length);
-        _ = file;
     }
 
     fn fileRefused(context: *anyopaque, file: *File, errno: i32) void {
@@ -855,6 +873,10 @@ pub const Worker = struct {
 
     fn knowFile(worker: *Worker, file: *File) bool {
         if (file.known) return true;
+        switch (worker.applier.engine) {
+            .lanes => |*lanes| file.lane = lanes.laneOf(file.identity.blob.device) orelse return false,
+            .io_uring => {},
+        }
         worker.known_files.append(worker.state.allocator, file) catch return false;
         file.known = true;
         return true;
@@ -921,6 +943,7 @@ pub const Worker = struct {
             worker.last_retry_ns = now;
             for (worker.known_files.items) |file| {
                 if (file.failed_errno != 0) worker.applier.retry(file);
+                worker.applier.flush();
             }
         }
         for (0..state.routeCount()) |index| {
@@ -1017,6 +1040,7 @@ pub const Worker = struct {
         const buffer = route.buffer orelse return;
         buffer.buildRuns();
         for (buffer.files[0..buffer.file_count]) |file| worker.applier.start(file);
+        worker.applier.flush();
         worker.commitRoute(route, buffer);
     }
 
@@ -1057,7 +1081,11 @@ pub const Worker = struct {
         // Publish, full fence, look again: a producer that commits after our look sees the doorbell set.
         @atomicStore(u32, doorbell, 1, .seq_cst);
         const busy = worker.consumer.somethingToDo() and worker.buffers.free != null;
-        if (busy or @atomicLoad(bool, &state.to_worker.filled, .seq_cst)) {
+        const results = switch (worker.applier.engine) {
+            .lanes => |*lanes| lanes.anyResult(),
+            .io_uring => false, // waited for together with the doorbell
+        };
+        if (busy or results or @atomicLoad(bool, &state.to_worker.filled, .seq_cst)) {
             @atomicStore(u32, doorbell, 0, .seq_cst);
             return;
         }
@@ -1065,7 +1093,7 @@ pub const Worker = struct {
         if (worker.consumer.passed_count > 0) limit = sleep_ns_passed;
         if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, 2 * std.time.ns_per_ms);
         state.counters.add(.worker_sleeps_total, 1);
-        if (worker.applier.in_flight == 0 and !worker.doorbell_armed) {
+        if (worker.state.disk_engine == .lanes or (worker.applier.in_flight == 0 and !worker.doorbell_armed)) {
             os.futexWait(doorbell, 1, limit);
         } else {
             if (!worker.doorbell_armed) worker.armDoorbell(doorbell);

@@ -1,7 +1,8 @@
 //! The log on disk: every byte of it, and nothing else.
 //!
 //! A route's log is a directory `<wal dir>/<route>/`. In it: segments `<first LSN, 20 digits>-<timestamp>.wal`
-//! (the names are for people, the headers are what counts), a `checkpoint` file, and `quarantine/`.
+//! (the names are for people, the headers are what counts; one that is prepared and not yet in use is called
+//! `spare-…`), a `checkpoint` file, `receipts/` of what was ever lost, and `quarantine/`.
 //!
 //! ```
 //! segment                                         group (one commit)
@@ -14,8 +15,15 @@
 //!        ├──────────────────────────────┤              │ RecordHeader …           │
 //!        │ zeros, or an older life's    │              ├──────────────────────────┤
 //!        │ groups (another segment id)  │              │ zeros to the next 4096   │
-//! size   └──────────────────────────────┘              └──────────────────────────┘
+//! -4096  ├──────────────────────────────┤              └──────────────────────────┘
+//!        │ SegmentHeader as prepared    │
+//! size   └──────────────────────────────┘
 //! ```
+//!
+//! The header is written to the first and the last block when the segment is prepared, without a first LSN. When it
+//! is put to use the first block is written again, with first LSN, epoch and predecessor, in one write with the
+//! first group; the last block then tells whose segment it is, should the first ever be damaged. From a segment's
+//! first LSN on, nothing counts that segments of a lower epoch hold.
 //!
 //! No block that holds acknowledged records is ever written again. The segment id stands in (and under the
 //! checksum of) every header, so that what an earlier life of a recycled segment left does not look valid.
@@ -48,6 +56,7 @@ pub const SegmentHeader = extern struct {
     segment_id: u64,
     /// Of the segment before, or 0.
     predecessor_id: u64,
+    /// 0: prepared, and nothing in it counts.
     first_lsn: u64,
     /// A higher epoch wins where LSNs of two segments overlap.
     epoch: u64,

@@ -448,6 +448,13 @@ pub const FakeDaemon = struct {
         return @field(daemon, field);
     }
 
+    /// Of what its consumer counts.
+    pub fn consumed(daemon: *FakeDaemon, comptime field: []const u8) u64 {
+        daemon.mutex.lock();
+        defer daemon.mutex.unlock();
+        return @field(daemon.consumer, field);
+    }
+
     // ---- consumer thread
 
     fn wakeConsumer(daemon: *FakeDaemon) void {
@@ -637,11 +644,11 @@ pub const FakeDaemon = struct {
                 daemon.registrations += 1;
                 daemon.handles[index] = .{ .session = id, .file_id = file_id };
                 const state = daemon.handleState(index);
-                state.error_errno = 0;
-                state.append_end = 0;
-                state.native = 0;
-                state.failed_errno = 0;
-                state.file_handles = 2; // as if shared: an fsync is a barrier, unless a test says otherwise
+                @atomicStore(i32, &state.error_errno, 0, .release);
+                @atomicStore(u64, &state.append_end, 0, .release);
+                @atomicStore(u32, &state.native, 0, .release);
+                @atomicStore(i32, &state.failed_errno, 0, .release);
+                @atomicStore(u32, &state.file_handles, 2, .release); // as if shared: an fsync is a barrier, unless a test says otherwise
                 reply(fd, control.FileRegistered, .file_registered, header.sequence, .{ .header = undefined, .file_id = file_id, .handle = index, .route = message.route }, &.{});
                 return true;
             },

@@ -31,6 +31,8 @@ const Inode = struct {
     durable: std.ArrayListUnmanaged(u8) = .empty,
     /// In order.
     unsynced: std.ArrayListUnmanaged(Write) = .empty,
+    /// Reading anything of this gives EIO.
+    unreadable: ?struct { start: u64, end: u64 } = null,
 };
 
 const NameKey = struct { directory: i32, name: []const u8 };
@@ -75,6 +77,7 @@ pub const SimulatedDisk = struct {
     no_space_per_mille: u32 = 0,
     /// Until this many more operations have failed, the faults are for good (a broken disk, a read-only mount).
     failing_operations_left: u64 = 0,
+    failing_with: enum { input_output, no_space, read_only } = .input_output,
     /// Durable writes are taken for plain ones: a test of the tests.
     ignore_durable_writes: bool = false,
     /// The same for one file alone, by its name.
@@ -181,10 +184,18 @@ pub const SimulatedDisk = struct {
 
     /// Changes what is stored, for good: damage that no write did.
     pub fn damage(disk: *SimulatedDisk, directory_path: []const u8, name: []const u8, offset: u64, bytes: []const u8) void {
-        const directory = disk.directoryIndex(directory_path).?;
-        const inode = disk.names.get(.{ .directory = directory, .name = name }).?;
+        const inode = disk.inodeOf(directory_path, name);
         disk.put(&inode.current, bytes, offset);
         disk.put(&inode.durable, bytes, offset);
+    }
+
+    /// These bytes of a file cannot be read any more.
+    pub fn makeUnreadable(disk: *SimulatedDisk, directory_path: []const u8, name: []const u8, offset: u64, length: u64) void {
+        disk.inodeOf(directory_path, name).unreadable = .{ .start = offset, .end = offset + length };
+    }
+
+    fn inodeOf(disk: *SimulatedDisk, directory_path: []const u8, name: []const u8) *Inode {
+        return disk.names.get(.{ .directory = disk.directoryIndex(directory_path).?, .name = name }).?;
     }
 
     /// Names in a directory with this ending, in order; the caller's to free, names and list.
@@ -220,7 +231,7 @@ pub const SimulatedDisk = struct {
         @memcpy(target.items[@intCast(offset)..][0..bytes.len], bytes);
     }
 
-    const Outcome = enum { done, cut, failed, no_space };
+    const Outcome = enum { done, cut, failed, no_space, read_only };
 
     /// Every operation that changes something comes through here.
     fn operation(disk: *SimulatedDisk, takes_space: bool) Outcome {
@@ -232,7 +243,11 @@ pub const SimulatedDisk = struct {
         };
         if (disk.failing_operations_left > 0) {
             disk.failing_operations_left -= 1;
-            return .failed;
+            return switch (disk.failing_with) {
+                .input_output => .failed,
+                .no_space => .no_space,
+                .read_only => .read_only,
+            };
         }
         const drawn = disk.prng.random().uintLessThan(u32, 1000);
         if (drawn < disk.input_output_per_mille) return .failed;
@@ -245,7 +260,13 @@ pub const SimulatedDisk = struct {
             .done => {},
             .cut, .failed => error.InputOutput,
             .no_space => error.NoSpace,
+            .read_only => error.ReadOnly,
         };
+    }
+
+    /// Refused before anything happened.
+    fn isRefused(outcome: Outcome) bool {
+        return outcome == .no_space or outcome == .read_only;
     }
 
     const vtable = Storage.VTable{
@@ -357,9 +378,11 @@ pub const SimulatedDisk = struct {
     fn read(context: *anyopaque, file: storage_module.File, buffer: []u8, offset: u64) Error!usize {
         const disk = from(context);
         if (disk.is_off) return error.InputOutput;
-        const bytes = disk.fileOf(file).current.items;
+        const inode = disk.fileOf(file);
+        const bytes = inode.current.items;
         if (offset >= bytes.len) return 0;
         const count = @min(buffer.len, bytes.len - @as(usize, @intCast(offset)));
+        if (inode.unreadable) |range| if (offset < range.end and offset + count > range.start) return error.InputOutput;
         @memcpy(buffer[0..count], bytes[@intCast(offset)..][0..count]);
         return count;
     }
@@ -386,7 +409,7 @@ pub const SimulatedDisk = struct {
             end += vector.len;
         }
         const outcome = disk.operation(offset + length > inode.current.items.len);
-        if (outcome == .no_space) return error.NoSpace;
+        if (isRefused(outcome)) return errorOf(outcome);
         if (outcome != .done) {
             // Some of it may have got somewhere.
             if (disk.prng.random().boolean()) disk.put(&inode.current, bytes, offset);
@@ -475,7 +498,7 @@ pub const SimulatedDisk = struct {
         const name_key = disk.key(directory, name);
         const inode = disk.names.get(name_key) orelse return error.NotFound;
         const outcome = disk.operation(false);
-        if (outcome == .failed) return error.InputOutput;
+        if (outcome != .cut) try errorOf(outcome);
         disk.change(name_key, null, inode);
         return errorOf(outcome);
     }
@@ -487,7 +510,7 @@ pub const SimulatedDisk = struct {
         const inode = disk.names.get(from_key) orelse return error.NotFound;
         if (disk.names.contains(to_key)) return error.AlreadyExists;
         const outcome = disk.operation(false);
-        if (outcome == .failed) return error.InputOutput;
+        if (outcome != .cut) try errorOf(outcome);
         disk.change(from_key, to_key, inode);
         return errorOf(outcome);
     }

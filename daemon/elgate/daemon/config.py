@@ -89,13 +89,17 @@ class Wal:
 
 
 @dataclass(frozen=True)
+class Disk:
+    # What writes the target files: a thread per file system, or io_uring. docs/benchmarks.md compares them.
+    engine: str = "threads"
+
+
+@dataclass(frozen=True)
 class Test:
     """For benchmarks and tests: what a daemon that should keep data safe must never have."""
 
     # Records are checked and dropped, to measure the ring alone.
     null_sink: bool = False
-    # Commits are not synced, to show that the tests notice. The engine refuses it but in a build for tests.
-    no_sync: bool = False
 
     def switched_on(self) -> list[str]:
         return [name for name, value in vars(self).items() if value]
@@ -120,6 +124,7 @@ class Config:
     ring: Ring
     wal: Wal
     routes: tuple[Route, ...] = ()
+    disk: Disk = Disk()
     test: Test = Test()
     # Line of each field that stands in the file, for errors that are found only later.
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
@@ -144,6 +149,7 @@ class Config:
                 "max_age": format_duration(self.wal.max_age_ms),
                 "allow_volatile": self.wal.allow_volatile,
             },
+            "disk": {"engine": self.disk.engine},
             "routes": [
                 {
                     "name": route.name,
@@ -538,7 +544,8 @@ _DOCUMENT: Mapping[str, _Parser] = {
         }
     ),
     "routes": _parse_routes,
-    "test": _section({"null_sink": _parse_boolean, "no_sync": _parse_boolean}),
+    "disk": _section({"engine": _one_of(("threads", "io_uring"), {})}),
+    "test": _section({"null_sink": _parse_boolean}),
 }
 
 
@@ -613,6 +620,7 @@ def parse(content: bytes | str, source: str) -> Config:
             allow_volatile=wal.get("allow_volatile", base.wal.allow_volatile),
         ),
         routes=values.get("routes") or (),
+        disk=Disk(**(values.get("disk") or {})),
         test=Test(**(values.get("test") or {})),
         lines=walk.lines,
     )
@@ -650,7 +658,7 @@ def changes_that_need_a_restart(running: Config, wanted: Config) -> list[str]:
     old, new = running.as_document(), wanted.as_document()
     return [
         f"{section}.{key}"
-        for section in ("runtime", "control", "ring", "wal", "test")
+        for section in ("runtime", "control", "ring", "wal", "disk", "test")
         for key in sorted(old.get(section, {}).keys() | new.get(section, {}).keys())
         if old.get(section, {}).get(key) != new.get(section, {}).get(key)
     ]

@@ -132,8 +132,8 @@ class Engine:
             engine_config.flags |= _library.ELGATE_ENGINE_ALLOW_VOLATILE
         if config.test.null_sink:
             engine_config.flags |= _library.ELGATE_ENGINE_NULL_SINK
-        if config.test.no_sync:
-            engine_config.flags |= _library.ELGATE_ENGINE_NO_SYNC
+        if config.disk.engine == "io_uring":
+            engine_config.flags |= _library.ELGATE_ENGINE_IO_URING
         engine_config.route_count = len(config.routes)
         routes = arguments.routes(config)
         engine_config.routes = routes

@@ -23,7 +23,7 @@ from elgate._descriptors import (
     routed,
     tracked,
 )
-from elgate._file import from_buffer, memory_of, native_write
+from elgate._file import memory_of, native_write
 from elgate._native import LEVELS, NATIVE, ffi, library, os_error, retry_on_interrupt
 
 native_fsync = os.fsync
@@ -71,10 +71,7 @@ class Appender:
                 self._changed.notify_all()
 
     def append(self, data: Any) -> Ack:
-        try:
-            memory = data if type(data) is bytes else from_buffer(data)
-        except Exception:
-            memory = memory_of(data)
+        memory = data if type(data) is bytes else memory_of(data)
         with self.in_use() as fd:
             if fd in routed:
                 ticket = ffi.new("uint64_t *")

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from stat import S_ISREG
 from typing import Any, Union
 
-from elgate._native import NATIVE, constants, library, os_error, retry_on_interrupt
+from elgate._native import NATIVE, by_handler, constants, library, os_error, retry_on_interrupt
 
 Inode = tuple[int, int]
 Path = Union[str, bytes]
@@ -32,6 +32,7 @@ native_ftruncate = os.ftruncate
 native_get_inheritable = os.get_inheritable
 native_lstat = os.lstat
 native_open = os.open
+native_readlink = os.readlink
 native_stat = os.stat
 
 elgate_close = library.elgate_close
@@ -102,13 +103,18 @@ def descriptor_of(value: object) -> int:
 
 
 def location_of(path: Path, dir_fd: int | None = None) -> bytes | None:
-    """`path` as the client library takes it; None for what can be no path (the native call says why)."""
+    """`path` as the client library takes it; None for what cannot be opened (the native call says why)."""
     try:
         location = os.fsencode(path)
-        if dir_fd is not None and not location.startswith(b"/"):
-            location = os.readlink(b"/proc/self/fd/%d" % dir_fd) + b"/" + location
-    except Exception:
+    except UnicodeError:
         return None
+    if dir_fd is not None and not location.startswith(b"/"):
+        try:
+            location = native_readlink(b"/proc/self/fd/%d" % descriptor(dir_fd)) + b"/" + location
+        except OSError as error:
+            if by_handler(error):
+                raise
+            return None
     return None if b"\0" in location or not location else location
 
 
@@ -266,7 +272,9 @@ def proven(fd: int) -> bool:
     """Whether the duplicate `fd` still is what it was: code in C may have closed it. One fstat."""
     try:
         status = native_fstat(fd)
-    except OSError:
+    except OSError as error:
+        if by_handler(error):
+            raise
         same = False
     else:
         same = tracked.get(fd) == (status.st_dev, status.st_ino)
@@ -312,7 +320,9 @@ def inodes_at(path: Any, dir_fd: int | None = None) -> set[Inode]:
     for look in (native_stat, native_lstat):
         try:
             status = look(path, dir_fd=dir_fd)
-        except (OSError, TypeError, ValueError):
+        except (OSError, TypeError, ValueError) as error:
+            if by_handler(error):
+                raise
             continue  # the native call says it better
         inode = (status.st_dev, status.st_ino)
         if writers.get(inode):
@@ -369,12 +379,18 @@ def pass_on(explicit: Iterable[int], inheritable: bool) -> None:
     drain_all()
     given = set(explicit)
     for fd in (*routed, *duplicates):
-        try:
-            if fd in given or (inheritable and native_get_inheritable(fd)):
-                go_native(fd, PASSED_ON)
-        except OSError:
-            if proven(fd):
-                raise
+        if fd in given or (inheritable and _is_inheritable(fd)):
+            go_native(fd, PASSED_ON)
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return native_get_inheritable(fd)
+    except OSError as error:
+        if by_handler(error):
+            raise
+        replaced(fd)  # closed natively
+        return False
 
 
 def release_all() -> None:

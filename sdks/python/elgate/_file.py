@@ -4,7 +4,7 @@
 what `write`, `readinto` and `seek` return. Python runs signal handlers between bytecodes, also right behind a call,
 and where one raises (KeyboardInterrupt), the count of a call that has done its work is lost: a buffer would be
 written a second time when the file is closed. A `for` calls its iterator and stores the result without such a gap
-(in CPython 3.10 and later; in 3.9 one bytecode remains), so that a call has either not begun or is counted.
+(in CPython 3.10 and later), so that a call has either not begun or is counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import operator
 import os
 import sys
 import warnings
+import weakref
 from errno import EAGAIN, EINTR
 from typing import Any, Callable, Optional, Union
 
@@ -33,7 +34,7 @@ from elgate._descriptors import (
     routed,
     tracked,
 )
-from elgate._native import NATIVE, ffi, library, os_error, retry_on_interrupt
+from elgate._native import NATIVE, before_exit, by_handler, from_buffer, library, os_error, retry_on_interrupt
 
 native_file_close = io.FileIO.close
 native_file_read = io.FileIO.read
@@ -48,7 +49,6 @@ native_set_inheritable = os.set_inheritable
 native_write = os.write
 
 elgate_write = library.elgate_write
-from_buffer = ffi.from_buffer
 
 File = Union[str, bytes, int, "os.PathLike[Any]"]
 Opener = Callable[[Any, int], int]
@@ -58,13 +58,19 @@ OFFSET_MAX = (1 << 63) - 1
 
 
 def memory_of(data: Any) -> Any:
-    """The memory of an object that cffi does not take as it is. Raises what the native call would."""
+    """The memory of an object other than bytes, without a copy. Raises what the native call would."""
     try:
-        # Looks at its arguments first, and cannot do more than that.
+        return from_buffer(data)
+    except (TypeError, BufferError, ValueError) as error:
+        if by_handler(error):
+            raise
+    try:
+        # Looks at its arguments first, and can do no more than that.
         native_write(-1, data)
-    except OSError:
-        pass
-    return memoryview(data).tobytes()
+    except OSError as error:
+        if by_handler(error):
+            raise
+    return from_buffer(memoryview(data).tobytes())
 
 
 class FileIO(io.FileIO):
@@ -99,13 +105,7 @@ class FileIO(io.FileIO):
         fd = self._write_descriptor
         if fd not in routed and not (fd in duplicates and proven(fd)):
             return native_file_write(self, data)
-        if type(data) is bytes:
-            memory = data
-        else:
-            try:
-                memory = from_buffer(data)
-            except Exception:
-                memory = memory_of(data)
+        memory = data if type(data) is bytes else memory_of(data)
         length = len(memory)
         while True:
             for count in map(elgate_write, (fd,), (memory,), (length,)):
@@ -313,4 +313,21 @@ def _layers(
     except BaseException:
         result.close()
         raise
+    _open_files.add(result)
     return result
+
+
+# What nobody has closed at the end of the process is flushed while Python is still whole: the natives are finalized
+# by C code, this module's FileIO by functions whose module may be gone by then.
+_open_files: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _flush_all() -> None:
+    for file in list(_open_files):
+        try:
+            file.flush()
+        except (OSError, ValueError):
+            pass  # closed, or it fails again when it is finalized
+
+
+before_exit.append(_flush_all)

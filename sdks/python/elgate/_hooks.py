@@ -60,8 +60,8 @@ from elgate._descriptors import (
     tracked,
     writers,
 )
-from elgate._file import OFFSET_MAX, from_buffer, memory_of, native_write, routed_open
-from elgate._native import NATIVE, ffi, library, os_error, retry_on_interrupt
+from elgate._file import OFFSET_MAX, memory_of, native_write, routed_open
+from elgate._native import NATIVE, by_handler, ffi, library, os_error, retry_on_interrupt
 
 elgate_fsync = library.elgate_fsync
 elgate_pwrite = library.elgate_pwrite
@@ -122,10 +122,8 @@ def os_open(home: Home, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int
     if _descriptors.mode != UNPATCHED:
         number = descriptor(flags)
         if not number & (os.O_PATH | os.O_DIRECTORY):
-            try:
-                location = os.fspath(path)
-            except TypeError:
-                location = ""  # the native call says it better
+            # What is no path, the native call says better.
+            location = os.fspath(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
             if location and is_concerned(location, number & os.O_ACCMODE != os.O_RDONLY, dir_fd):
                 return open_descriptor(location, number, mode, dir_fd)
     fd = native_open(path, flags, mode, dir_fd=dir_fd)
@@ -230,13 +228,7 @@ def write(home: Home, fd: int, data: Any, /) -> int:
     number = fd if type(fd) is int else descriptor(fd)
     if number not in routed and not (number in duplicates and proven(number)):
         return native_write(fd, data)
-    if type(data) is bytes:
-        memory = data
-    else:
-        try:
-            memory = from_buffer(data)
-        except Exception:
-            memory = memory_of(data)
+    memory = data if type(data) is bytes else memory_of(data)
     count = elgate_write(number, memory, len(memory))
     if count >= 0:
         return count  # type: ignore[no-any-return]
@@ -273,10 +265,7 @@ def pwrite(home: Home, fd: int, buffer: Any, offset: int, /) -> int:
     position = _offset_of(offset)
     if position < 0:
         return native_pwrite(fd, buffer, offset)
-    try:
-        memory = buffer if type(buffer) is bytes else from_buffer(buffer)
-    except Exception:
-        memory = memory_of(buffer)
+    memory = buffer if type(buffer) is bytes else memory_of(buffer)
     count = retry_on_interrupt(elgate_pwrite, number, memory, len(memory), position)
     return _written(number, count, native_pwrite, fd, buffer, offset)
 
@@ -285,14 +274,10 @@ def _vectors_of(buffers: Any) -> tuple[Any, int, list[Any]]:
     """struct iovec[], its length, and what keeps its memory alive. Raises what the native call would."""
     try:
         native_writev(-1, buffers)
-    except OSError:
-        pass  # a sequence of buffers, then
-    memories = []
-    for index in range(len(buffers)):
-        try:
-            memories.append(from_buffer(buffers[index]))
-        except Exception:
-            memories.append(from_buffer(memory_of(buffers[index])))
+    except OSError as error:  # a sequence of buffers, then
+        if by_handler(error):
+            raise
+    memories = [memory_of(buffers[index]) for index in range(len(buffers))]
     vectors = ffi.new("struct iovec[]", len(memories))
     for vector, memory in zip(vectors, memories):
         vector.iov_base = memory
@@ -416,7 +401,9 @@ def truncate(home: Home, path: Any, length: int) -> None:
                 break
             try:
                 status = native_stat(path)
-            except OSError:
+            except OSError as error:
+                if by_handler(error):
+                    raise
                 break
             fds = tuple(writers.get(inode, ()))
             if (status.st_dev, status.st_ino) == inode and fds:
@@ -698,7 +685,9 @@ def _flags_changed(number: int) -> None:
         library.elgate_flags_changed(fd)
         try:
             flags = native_fcntl(fd, fcntl.F_GETFL)
-        except OSError:
+        except OSError as error:
+            if by_handler(error):
+                raise
             replaced(fd)
             continue
         if flags & os.O_APPEND:

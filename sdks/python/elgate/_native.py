@@ -7,11 +7,12 @@ written down a second time here. Importing this module loads the library; nothin
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import re
 import sys
 from errno import EINTR
-from typing import Any
+from typing import Any, Callable
 
 from cffi import FFI
 
@@ -40,6 +41,9 @@ def _load() -> tuple[FFI, Any, dict[str, int]]:
 
 ffi, library, constants = _load()
 
+# The memory of a buffer as `const void *`, without a copy: ffi.from_buffer without its layer of Python.
+from_buffer = functools.partial(ffi._backend.from_buffer, ffi.typeof("char[]"))
+
 NATIVE: int = constants["ELGATE_NATIVE"]
 LEVELS: dict[str, int] = {
     name: constants["ELGATE_" + name.upper()] for name in ("accepted", "logged", "durable", "applied")
@@ -55,6 +59,13 @@ def os_error(result: int, filename: object = None) -> OSError:
     if filename is None:
         return OSError(number, os.strerror(number))
     return OSError(number, os.strerror(number), filename)
+
+
+def by_handler(error: BaseException) -> bool:
+    """Whether a signal handler of the program has raised `error`, and not the call in the `try`, which is written in
+    C and has no frame of its own. Python runs handlers between bytecodes, so that theirs come out anywhere."""
+    traceback = error.__traceback__
+    return traceback is not None and traceback.tb_next is not None
 
 
 def start() -> bool:
@@ -75,14 +86,20 @@ def start() -> bool:
         if not _watching_process:
             _watching_process = True
             os.register_at_fork(before=library.elgate_before_fork, after_in_child=library.elgate_after_fork_in_child)
-            # Runs when all threads but daemon threads have ended. What is flushed later (files that nobody closed)
-            # is drained by its own close.
+            # Runs when all threads but daemon threads have ended.
             atexit.register(_drain_at_exit)
         _started = result == 1
     return _started
 
 
+# What is to be done before the last drain.
+before_exit: list[Callable[[], None]] = []
+
+
 def _drain_at_exit() -> None:
+    """The end of a process is a close of all its files: the next program shall see what they were given."""
+    for function in before_exit:
+        function()
     result = library.elgate_drain_all()
     if result < 0 and result != NATIVE:
         print(

@@ -95,7 +95,8 @@ def original(name: str) -> Any:
         return originals[module, attribute]
     if name == "socket.socket.sendmsg":
         return native_sendmsg
-    return getattr(importlib.import_module(module), attribute)
+    value = getattr(importlib.import_module(module), attribute)
+    return next((originals[key] for key, hook in hooks.items() if hook is value), value)
 
 
 def _set(owner: Any, name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ only its own frames in a traceback. Exit codes, signals and atexit are left to t
 
 from __future__ import annotations
 
+import linecache
 import os
 import runpy
 import sys
@@ -68,6 +69,10 @@ def _run_module(name: str, arguments: list[str]) -> None:
 def _run_code(source: str, arguments: list[str]) -> None:
     sys.argv[:] = ["-c", *arguments]
     _search_first("")
+    if sys.version_info >= (3, 13):
+        # Where tracebacks find its lines.
+        lines = [line + "\n" for line in source.splitlines()]
+        linecache.cache["<string>"] = (len(source), None, lines, "<string>")
     _execute(compile(source, "<string>", "exec", dont_inherit=True), None, BuiltinImporter)
 
 

@@ -22,13 +22,13 @@ def test_every_level_is_reached(run_python: Run, elgate_daemon: Any) -> None:
             assert isinstance(ack, elgate.Ack)
             assert ack.wait(level, timeout=30) is None
             assert ack.wait(level) is None
-        for data in (bytearray(b"array;"), memoryview(b"view;"), memoryview(b"x-y-;-")[::2], array.array("B", b"typed;"), b""):
+        for data in (bytearray(b"array;"), memoryview(b"view;"), array.array("B", b"typed;"), b""):
             elgate.append(pathlib.Path(path), data).wait("applied")
-        assert open(path, "rb").read() == b"accepted;logged;durable;applied;array;view;xy;typed;"
-        for data in ("text", 5, None):
+        assert open(path, "rb").read() == b"accepted;logged;durable;applied;array;view;typed;"
+        for data in ("text", 5, None, memoryview(b"x-y")[::2]):
             try:
                 elgate.append(path, data)
-            except TypeError:
+            except (TypeError, BufferError):
                 continue
             raise AssertionError
         try:

@@ -14,7 +14,7 @@ Run = Callable[..., Any]
 # Each uses the routed `file` (open "w+b", unbuffered), its `path`, and a native `other`; the reason is the header's.
 CAUSES = {
     "mmap": ("mmap.mmap(file.fileno(), 0).close()", "MAPPED"),
-    "mmap of a reader": ("mmap.mmap(open(path).fileno(), 0, prot=mmap.PROT_READ).close()", "MAPPED"),
+    "mmap of a reader": ("reader = open(path); mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ).close()", "MAPPED"),
     "sendfile into it": ("os.sendfile(file.fileno(), other, 0, 3)", "KERNEL_COPY"),
     "copy_file_range into it": ("os.copy_file_range(other, file.fileno(), 3)", "KERNEL_COPY"),
     "a second name": ("os.link(path, path + '.second')", "LINKED"),

@@ -40,20 +40,37 @@ def _run(directory: Path, scenarios: list[str], environment: dict[str, str]) -> 
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_program_cannot_tell_a_route_from_a_plain_directory(scenario: str, elgate_daemon: Any) -> None:
-    routed_directory = elgate_daemon.route_dir
-    # Beside it: on the same file system, which has a say in errors and sizes.
-    native_directory = Path(routed_directory).parent / "native"
-    native = _run(native_directory, [scenario], {**os.environ, "ELGATE_DISABLE": "1"})
-    routed = _run(routed_directory, [scenario], elgate_daemon.env())
-
-    assert native["status"]["connected"] == 0
-    assert routed["status"]["connected"] == 1
-    assert routed["status"]["routed_operations"] > 0, "the scenario never reached Elgate"
-    expected, seen = native["report"][scenario], routed["report"][scenario]
+def _assert_same(expected: dict[str, Any], seen: dict[str, Any]) -> None:
     for number, (here, there) in enumerate(zip(expected["outcomes"], seen["outcomes"])):
         before = str(expected["outcomes"][max(0, number - 6) : number])[-1500:]
         assert there == here, f"step {number}, after {before}"
     assert seen == expected
     assert "THE SCENARIO FAILED" not in json.dumps(expected), expected["outcomes"][-1]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_program_cannot_tell_a_route_from_a_plain_directory(scenario: str, elgate_daemon: Any) -> None:
+    # Both on one file system, which has a say in errors and sizes.
+    native = _run(elgate_daemon.directory / "native", [scenario], {**os.environ, "ELGATE_DISABLE": "1"})
+    routed = _run(elgate_daemon.route_dir, [scenario], elgate_daemon.env())
+    assert native["status"]["connected"] == 0
+    assert routed["status"]["connected"] == 1
+    assert routed["status"]["routed_operations"] > 0, "the scenario never reached Elgate"
+    _assert_same(native["report"][scenario], routed["report"][scenario])
+
+
+def test_a_program_cannot_tell_that_there_is_no_daemon(no_daemon: dict[str, str], disk_dir: Path) -> None:
+    native = _run(disk_dir / "native", SCENARIOS, {**no_daemon, "ELGATE_DISABLE": "1"})
+    patched = _run(disk_dir / "patched", SCENARIOS, no_daemon)
+    assert patched["status"]["patched"] is True and patched["status"]["connected"] == 0
+    for scenario in SCENARIOS:
+        _assert_same(native["report"][scenario], patched["report"][scenario])
+
+
+@pytest.mark.elgate(routes=[{"name": "now", "match": {"path": "{route_dir}/**"}, "visibility": "immediate", "flush": "always"}])
+@pytest.mark.parametrize("scenario", ["every_way_to_write", "append_mode", "many_threads"])
+def test_nor_a_route_with_other_promises(scenario: str, elgate_daemon: Any) -> None:
+    native = _run(elgate_daemon.directory / "native", [scenario], {**os.environ, "ELGATE_DISABLE": "1"})
+    routed = _run(elgate_daemon.route_dir, [scenario], elgate_daemon.env())
+    assert routed["status"]["routed_operations"] > 0
+    _assert_same(native["report"][scenario], routed["report"][scenario])

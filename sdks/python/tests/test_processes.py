@@ -23,7 +23,7 @@ def test_a_signal_handler_that_raises_never_doubles_what_is_written(
     arguments = {"buffered": "'wb', 64", "text": "'w', 64", "random": "'w+b', 64"}[kind]
     run_python(
         f"""
-        import random, signal, time, elgate
+        import random, signal, elgate
         assert elgate.patch_all()
         dice = random.Random({seed})
 
@@ -39,22 +39,26 @@ def test_a_signal_handler_that_raises_never_doubles_what_is_written(
 
         signal.signal(signal.SIGALRM, handler)
         file = open({str(path)!r}, {arguments})
-        deadline = time.monotonic() + 60
         number = 0
-        while raised < 400 and time.monotonic() < deadline:
+
+        def until_interrupted():
+            global number
+            signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 3e-4))
+            for _ in range(100_000):
+                line = "%09d\\n" % number
+                number += 1
+                file.write(line if "b" not in file.mode else line.encode())
+                if dice.random() < 0.3:
+                    file.flush()
+            raise AssertionError("an exception of the handler has been swallowed")
+
+        while raised < 400:
             try:
-                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 3e-4))
-                while True:
-                    line = "%09d\\n" % number
-                    number += 1
-                    file.write(line if "b" not in file.mode else line.encode())
-                    if dice.random() < 0.3:
-                        file.flush()
+                until_interrupted()
             except Interrupt:
                 pass
         signal.setitimer(signal.ITIMER_REAL, 0)
         file.close()
-        assert raised >= 400, raised
         """,
         env=elgate_daemon.env(),
     )
@@ -96,8 +100,9 @@ file.write("in the buffer")
             env={**elgate_daemon.env(), **extra},
         )
         written.append(path.read_text())
-    assert written[1] == written[0]
-    assert written[0] == "in the buffer"
+    if ending != "in a cycle":  # where the native file may be finalized before the layers over it are flushed
+        assert written[0] == "in the buffer"
+    assert written[1] == "in the buffer"
 
 
 def test_the_next_program_sees_everything(run_python: Run, elgate_daemon: Any) -> None:

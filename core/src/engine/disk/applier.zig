@@ -1,15 +1,19 @@
-//! Brings logged operations into their target files, through the worker's io_uring, so that a file system that
-//! stalls never stops the worker. Worker thread only.
+//! Brings logged operations into their target files, so that a file system that stalls never stops the worker.
+//! Worker thread only.
 //!
-//! Each file has a queue of runs; one run of a file is in the kernel at a time, so writes to one file keep
-//! their order. Adjacent writes are merged into one run before they are submitted (a small buffered write
-//! through io_uring costs seven times a plain one, a merged one pays for that). Short writes are continued.
+//! Each file has a queue of runs; one run of a file is under way at a time, so writes to one file keep their order.
+//! Adjacent writes are merged into one run before they are handed over. Short writes are continued.
+//!
+//! Two engines do the writing, behind this one interface: lanes (a thread per file system, pwritev) and io_uring.
+//! A small buffered write costs 5 µs through io_uring, which punts it to a kernel thread, and 0.8 µs in pwritev;
+//! docs/benchmarks.md has both side by side.
 
 const std = @import("std");
 const assert = std.debug.assert;
 const linux = std.os.linux;
 const os = @import("../os.zig");
 const Uring = @import("../uring.zig").Uring;
+const Lanes = @import("lanes.zig").Lanes;
 const File = @import("../files.zig").File;
 const Buffer = @import("../buffers.zig").Buffer;
 
@@ -46,18 +50,25 @@ pub const Queue = struct {
 pub const Sink = struct {
     context: *anyopaque,
     /// A run is in its file.
-    applied: *const fn (context: *anyopaque, file: *File, run: *Run) void,
+    applied: *const fn (context: *anyopaque, run: *Run) void,
     /// The target refused with this errno: all that is queued waits until `retry`.
     refused: *const fn (context: *anyopaque, file: *File, errno: i32) void,
     /// What it had refused is in the file after all.
     recovered: *const fn (context: *anyopaque, file: *File) void,
 };
 
+pub const EngineKind = enum { lanes, io_uring };
+
+pub const Engine = union(EngineKind) {
+    lanes: Lanes,
+    io_uring: *Uring,
+};
+
 pub const Applier = struct {
-    uring: *Uring,
+    engine: Engine,
     sink: Sink,
     in_flight: u32 = 0,
-    /// Files whose next run could not be handed over because the queue was full.
+    /// Some file's next run could not be handed over because a queue was full.
     starved: bool = false,
 
     pub fn enqueue(file: *File, run: *Run) void {
@@ -68,35 +79,59 @@ pub const Applier = struct {
         run.buffer.pinned_runs += 1;
     }
 
-    /// Hands the file's next run to the kernel if none is there. What changes a size is done at once.
+    /// Hands over the file's next run, unless one is under way. Nothing starts before `flush`.
     pub fn start(applier: *Applier, file: *File) void {
-        while (!file.queue.in_flight and (file.failed_errno == 0 or file.retrying)) {
-            const run = file.queue.first orelse return;
-            switch (run.kind) {
-                .write => {
-                    const entry = applier.uring.prepare() orelse blk: {
-                        applier.uring.submit();
-                        break :blk applier.uring.prepare() orelse {
-                            applier.starved = true;
-                            return;
-                        };
-                    };
-                    entry.opcode = .WRITEV;
-                    entry.fd = file.fd;
-                    entry.off = run.offset + run.done;
-                    entry.addr = @intFromPtr(&run.buffer.vectors[run.vector_first]);
-                    entry.len = run.vector_count;
-                    entry.user_data = @intFromPtr(file);
-                    file.queue.in_flight = true;
-                    applier.in_flight += 1;
-                },
-                .truncate => applier.finish(file, run, os.check(linux.ftruncate(file.fd, @intCast(run.offset))).err()),
-                .allocate => applier.finish(file, run, os.check(linux.fallocate(file.fd, @bitCast(run.argument), @intCast(run.offset), @intCast(run.length))).err()),
-            }
+        if (file.queue.in_flight or (file.failed_errno != 0 and !file.retrying)) return;
+        const run = file.queue.first orelse return;
+        const given = switch (applier.engine) {
+            .lanes => Lanes.give(file.lane.?, file),
+            .io_uring => |uring| giveToUring(uring, file, run),
+        };
+        if (!given) {
+            applier.starved = true;
+            return;
+        }
+        file.queue.in_flight = true;
+        applier.in_flight += 1;
+    }
+
+    /// Lets the engine begin with what was handed over.
+    pub fn flush(applier: *Applier) void {
+        switch (applier.engine) {
+            .lanes => |*lanes| lanes.wakeAll(),
+            .io_uring => |uring| if (uring.unsubmitted > 0) uring.submit(),
         }
     }
 
-    /// One completion of ours: `result` as the kernel gave it.
+    fn giveToUring(uring: *Uring, file: *File, run: *Run) bool {
+        const entry = uring.prepare() orelse blk: {
+            uring.submit();
+            break :blk uring.prepare() orelse return false;
+        };
+        switch (run.kind) {
+            .write => {
+                entry.opcode = .WRITEV;
+                entry.off = run.offset + run.done;
+                entry.addr = @intFromPtr(&run.buffer.vectors[run.vector_first]);
+                entry.len = run.vector_count;
+            },
+            .truncate => {
+                entry.opcode = .FTRUNCATE;
+                entry.off = run.offset;
+            },
+            .allocate => {
+                entry.opcode = .FALLOCATE;
+                entry.off = run.offset;
+                entry.addr = run.length;
+                entry.len = run.argument;
+            },
+        }
+        entry.fd = file.fd;
+        entry.user_data = @intFromPtr(file);
+        return true;
+    }
+
+    /// One run has come back: `result` is bytes, or -errno. The file's next one is handed over.
     pub fn completed(applier: *Applier, file: *File, result: i32) void {
         assert(file.queue.in_flight);
         file.queue.in_flight = false;
@@ -106,6 +141,8 @@ pub const Applier = struct {
             const errno = -result;
             const again = errno == @intFromEnum(linux.E.AGAIN) or errno == @intFromEnum(linux.E.INTR);
             if (!again) applier.refuse(file, errno);
+        } else if (run.kind != .write) {
+            applier.pop(file, run);
         } else if (result == 0 and run.length > run.done) {
             // A regular file that takes no byte and gives no error is broken.
             applier.refuse(file, @intFromEnum(linux.E.IO));
@@ -124,16 +161,12 @@ pub const Applier = struct {
         applier.start(file);
     }
 
-    fn finish(applier: *Applier, file: *File, run: *Run, errno: i32) void {
-        if (errno != 0) applier.refuse(file, errno) else applier.pop(file, run);
-    }
-
     fn pop(applier: *Applier, file: *File, run: *Run) void {
         file.queue.first = run.next;
         if (run.next == null) file.queue.last = null;
         if (!run.refused) run.buffer.pending_runs -= 1;
         run.buffer.pinned_runs -= 1;
-        applier.sink.applied(applier.sink.context, file, run);
+        applier.sink.applied(applier.sink.context, run);
         if (file.retrying and file.queue.isEmpty()) {
             file.retrying = false;
             file.failed_errno = 0;

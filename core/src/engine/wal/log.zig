@@ -50,6 +50,9 @@ pub const Options = struct {
     log_bytes_max: u64,
     /// Around the page cache, where the directory's file system supports it.
     direct: bool = true,
+    /// Zero-writing goes in pieces of this size, a multiple of 4096 up to zero_bytes_max; a route's first segment has
+    /// one of them when it is put to use.
+    zero_bytes: u32 = zero_bytes_max,
     /// Where open and recover say in words why they failed; must outlive them.
     explanation: ?*Explanation = null,
 };
@@ -120,10 +123,9 @@ pub const segment_suffix = ".wal";
 /// A segment that has not been put to use yet, or was not when its name was last looked at.
 pub const spare_prefix = "spare-";
 
-/// Zero-writing goes in pieces of this size; a route's first segment has one of them when it is put to use.
-pub const zero_bytes = 1 << 20;
+pub const zero_bytes_max = 1 << 20;
 /// Never written (and in .bss, unlike a constant, which would make the library a megabyte larger).
-var zeros: [zero_bytes]u8 align(wal.block_size) = @splat(0);
+var zeros: [zero_bytes_max]u8 align(wal.block_size) = @splat(0);
 
 const rings_per_segment_max = 64;
 
@@ -155,6 +157,8 @@ pub const Segment = struct {
     /// ever writes below. Moves under `zero_mutex`.
     zeroed_bytes: std.atomic.Value(u64),
     zero_mutex: std.Thread.Mutex = .{},
+    /// Under `zero_mutex`: writing zeros failed once, so nothing more is written above.
+    zero_failed: bool = false,
 
     /// The worker is done with it. What stands above in this struct does not change any more (release/acquire).
     retired: std.atomic.Value(bool) = .init(false),
@@ -250,8 +254,8 @@ pub const Log = struct {
     maintenance_block: *align(wal.block_size) [wal.block_size]u8,
     /// Segments put to use, oldest first; this or an earlier daemon's.
     segments: ?*Segment,
-    /// Below the checkpoint and whole: the next one to prepare.
-    recyclable: ?*Segment,
+    /// One more prepared segment, out of one that was below the checkpoint: the next spare.
+    reserve: ?*Segment,
     checkpoint_file: ?File,
     checkpoint_sequence: u64,
     /// By the checkpoint's two blocks.
@@ -298,7 +302,7 @@ pub const Log = struct {
             .maintenance = .{},
             .maintenance_block = &blocks[1],
             .segments = null,
-            .recyclable = null,
+            .reserve = null,
             .checkpoint_file = null,
             .checkpoint_sequence = 0,
             .applied_lsn = 0,
@@ -321,6 +325,8 @@ pub const Log = struct {
         return options.segment_bytes % wal.block_size == 0 and
             options.segment_bytes >= reader_module.segment_bytes_min and
             options.segment_bytes <= reader_module.segment_bytes_max and
+            options.zero_bytes % wal.block_size == 0 and
+            options.zero_bytes > 0 and options.zero_bytes <= zero_bytes_max and
             options.log_bytes_max / 2 >= options.segment_bytes;
     }
 
@@ -390,10 +396,10 @@ pub const Log = struct {
             if (!log.makeRoom(segment, bytes)) log.retire(segment);
         }
         const segment = log.current.load(.monotonic) orelse
-            try log.putToUse(if (log.stage == .recovering) .beyond_limit else .within_limit);
+            try log.putToUse(bytes, if (log.stage == .recovering) .beyond_limit else .within_limit);
         log.writeGroup(segment, group) catch {
             log.giveUp(segment);
-            const other = try log.putToUse(.beyond_limit);
+            const other = try log.putToUse(bytes, .beyond_limit);
             log.writeGroup(other, group) catch |err| {
                 log.giveUp(other);
                 return err;
@@ -420,8 +426,10 @@ pub const Log = struct {
         defer segment.zero_mutex.unlock();
         const start = segment.zeroed_bytes.load(.monotonic);
         if (start >= wanted_end) return;
+        if (segment.zero_failed) return error.InputOutput;
         assert(segment.written_end.load(.monotonic) <= start);
-        const count = @min(zero_bytes, segment.groupsEnd() - start);
+        const count = @min(log.options.zero_bytes, segment.groupsEnd() - start);
+        errdefer segment.zero_failed = true;
         try log.storage.write(segment.file.?, &.{zeros[0..count]}, start, durable);
         segment.zeroed_bytes.store(start + count, .release);
     }
@@ -458,9 +466,11 @@ pub const Log = struct {
         log.durable_lsn.store(group.lastLsn(), .release);
     }
 
-    /// Makes the prepared segment, or a fresh one, the current one.
-    fn putToUse(log: *Log, limit: Limit) CommitError!*Segment {
-        const segment = log.spare.swap(null, .acquire) orelse try log.createSegment(zero_bytes, limit);
+    /// Makes the prepared segment, or a fresh one with room for a commit of `bytes`, the current one.
+    fn putToUse(log: *Log, bytes: u64, limit: Limit) CommitError!*Segment {
+        const segment = log.spare.swap(null, .acquire) orelse
+            try log.createSegment(@max(log.options.zero_bytes, wal.block_size + bytes), limit);
+        assert(segment.zeroed_bytes.load(.monotonic) >= segment.write_offset + bytes);
         segment.first_lsn = log.nextLsn();
         segment.last_lsn.store(segment.first_lsn - 1, .monotonic);
         segment.epoch = log.epoch.fetchAdd(1, .monotonic) + 1;
@@ -557,7 +567,7 @@ pub const Log = struct {
         };
         var offset: u64 = 0;
         while (offset < zeroed_end) {
-            const count = @min(zero_bytes, zeroed_end - offset);
+            const count = @min(log.options.zero_bytes, zeroed_end - offset);
             try log.storage.write(segment.file.?, &.{zeros[0..count]}, offset, false);
             offset += count;
         }
@@ -609,7 +619,8 @@ pub const Log = struct {
             }
         }
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
-            const prepared = try log.recycle() orelse try log.createSegment(std.math.maxInt(u64), .within_limit);
+            const prepared = log.reserve orelse try log.createSegment(std.math.maxInt(u64), .within_limit);
+            log.reserve = null;
             const before = log.spare.swap(prepared, .release);
             assert(before == null);
         }
@@ -692,18 +703,13 @@ pub const Log = struct {
         log.allocator.destroy(segment);
     }
 
-    /// A new life for a segment below the checkpoint: its blocks are written already, which a fresh one's are not.
-    /// null where there is none to be had.
-    pub fn recycle(log: *Log) storage_module.Error!?*Segment {
-        const segment = log.recyclable orelse return null;
+    /// A new life for a segment whose records count no more: its blocks are written already, which a fresh one's are
+    /// not. null where it cannot be had; then the segment is gone.
+    pub fn reuse(log: *Log, segment: *Segment) ?*Segment {
         assert(segment.size_bytes == log.options.segment_bytes);
-        log.recyclable = null;
-        log.prepareAgain(segment) catch |err| {
-            // Whatever it is that is wrong with it: a fresh one may do better.
-            log.unlinkSegment(segment) catch {
-                log.recyclable = segment;
-                return err;
-            };
+        log.prepareAgain(segment) catch {
+            // Whatever it is that is wrong with it. Where it cannot be removed either, the next start sees to it.
+            log.unlinkSegment(segment) catch {};
             log.freeSegment(segment);
             return null;
         };
@@ -790,6 +796,7 @@ pub const Log = struct {
         log.takeAdded();
         try log.tidySegments();
         var removed = false;
+        errdefer if (removed) log.storage.syncDirectory(log.directory) catch {};
         while (log.segments) |segment| {
             if (segment.next == null or !segment.tidied) break;
             const last_lsn = segment.last_lsn.load(.monotonic);
@@ -806,11 +813,14 @@ pub const Log = struct {
             assert(last_lsn <= log.applied_lsn_before);
             const next = segment.next;
             if (segment.evidence) {
-                try recovery_module.quarantine(log, segment.name());
+                recovery_module.quarantine(log, segment.name()) catch |err| switch (err) {
+                    error.NotFound => {}, // moved, but not synced, by an attempt before
+                    else => return err,
+                };
                 _ = log.bytes_held.fetchSub(segment.size_bytes, .monotonic);
                 log.freeSegment(segment);
-            } else if (log.recyclable == null and segment.size_bytes == log.options.segment_bytes) {
-                log.recyclable = segment;
+            } else if (log.reserve == null and segment.size_bytes == log.options.segment_bytes) {
+                log.reserve = log.reuse(segment);
             } else {
                 try log.unlinkSegment(segment);
                 log.freeSegment(segment);
@@ -821,7 +831,8 @@ pub const Log = struct {
         if (removed) try log.storage.syncDirectory(log.directory);
         // Where the log was full, the worker may be waiting for just that.
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
-            if (try log.recycle()) |segment| log.spare.store(segment, .release);
+            log.spare.store(log.reserve, .release);
+            log.reserve = null;
         }
     }
 
@@ -842,8 +853,8 @@ pub const Log = struct {
             log.freeSegment(segment);
         }
         if (log.spare.swap(null, .acquire)) |segment| log.freeSegment(segment);
-        if (log.recyclable) |segment| log.freeSegment(segment);
-        log.recyclable = null;
+        if (log.reserve) |segment| log.freeSegment(segment);
+        log.reserve = null;
         log.current.store(null, .monotonic);
         if (log.checkpoint_file) |file| log.storage.close(file);
         log.checkpoint_file = null;
@@ -874,14 +885,14 @@ pub fn timestamp(buffer: *[timestamp_bytes]u8, realtime_ns: u64) []const u8 {
     const month_day = year_day.calculateMonthDay();
     const time = seconds.getDaySeconds();
     return std.fmt.bufPrint(buffer, "{d:0>4}{d:0>2}{d:0>2}T{d:0>2}{d:0>2}{d:0>2}.{d:0>9}Z", .{
-        year_day.year,          month_day.month.numeric(),          month_day.day_index + 1,
-        time.getHoursIntoDay(), time.getMinutesIntoHour(),          time.getSecondsIntoMinute(),
+        year_day.year,                   month_day.month.numeric(), month_day.day_index + 1,
+        time.getHoursIntoDay(),          time.getMinutesIntoHour(), time.getSecondsIntoMinute(),
         realtime_ns % std.time.ns_per_s,
     }) catch unreachable;
 }
 
 comptime {
-    assert(zero_bytes % wal.block_size == 0);
+    assert(zero_bytes_max % wal.block_size == 0);
     assert(spare_prefix.len + timestamp_bytes + 1 + 16 + segment_suffix.len <= name_bytes);
     assert(20 + 1 + timestamp_bytes + segment_suffix.len <= name_bytes);
     assert(name_bytes <= storage_module.name_bytes_max);

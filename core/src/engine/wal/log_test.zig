@@ -351,3 +351,154 @@ test "damage below what was durable is put aside, named to the record, and what 
         try testing.expectStringEndsWith(evidence.at(1), ".wal.8192+4096");
     }
 }
+
+test "what does not belong in the directory is put aside or left alone, and stops nothing" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    _ = try bench.reopen(options, 1, 0);
+    for (0..30) |_| try bench.commit(4, 2000);
+    const last = bench.log.?.durableLsn();
+    bench.close();
+
+    var directory = try bench.temporary.dir.openDir("orders", .{});
+    defer directory.close();
+    var segments = try bench.names("", ".wal");
+    defer segments.deinit();
+    try directory.writeFile(.{ .sub_path = "empty.wal", .data = "" });
+    try directory.writeFile(.{ .sub_path = "text.wal", .data = "not a segment\n" });
+    try directory.writeFile(.{ .sub_path = "notes.txt", .data = "anything else is left alone\n" });
+    try directory.makeDir("directory.wal");
+    try directory.symLink("/etc/passwd", "link.wal", .{});
+    const fifo = std.os.linux.mknodat(directory.fd, "fifo.wal", std.os.linux.S.IFIFO | 0o600, 0);
+    try testing.expectEqual(@as(usize, 0), fifo);
+    {
+        const giant = try directory.createFile("giant.wal", .{});
+        defer giant.close();
+        try giant.setEndPos(1 << 43);
+    }
+    {
+        // A copy that was broken off.
+        const whole = try directory.readFileAlloc(testing.allocator, segments.at(1), segment_bytes);
+        defer testing.allocator.free(whole);
+        try directory.writeFile(.{ .sub_path = "zz-copy.wal", .data = whole[0 .. segment_bytes / 2] });
+        // A segment of another log.
+        const header: *align(1) wal.SegmentHeader = @ptrCast(whole[0..128]);
+        header.log_uuid[0] ^= 1;
+        var aligned = header.*;
+        aligned.header_checksum = aligned.computeChecksum();
+        header.* = aligned;
+        try directory.writeFile(.{ .sub_path = "00000000000000000001-foreign.wal", .data = whole });
+    }
+
+    _ = try bench.reopen(options, 1, last);
+    var quarantined = try bench.names("quarantine", "");
+    defer quarantined.deinit();
+    const expected = [_][]const u8{ "00000000000000000001-foreign.wal", "empty.wal", "giant.wal", "text.wal", "zz-copy.wal" };
+    try testing.expectEqual(expected.len, quarantined.count());
+    for (expected, 0..) |name, index| try testing.expectEqualStrings(name, quarantined.at(index));
+    try testing.expectEqual(expected.len + 3, bench.log.?.recovery.notes.len);
+    try directory.access("notes.txt", .{});
+
+    // The same names again: kept beside the first.
+    try directory.writeFile(.{ .sub_path = "text.wal", .data = "not a segment either\n" });
+    _ = try bench.reopen(options, 1, last);
+    try directory.access("quarantine/text.wal.1", .{});
+}
+
+test "options that no log can have, and a directory that cannot be made, are refused in words" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    const Case = struct { u64, u64 };
+    for ([_]Case{ .{ 0, 1 << 30 }, .{ 4096, 1 << 30 }, .{ 70_000, 1 << 30 }, .{ 1 << 20, (2 << 20) - 1 }, .{ 1 << 40, 1 << 60 } }) |case| {
+        var explanation = log_module.Explanation{};
+        const with = log_module.Options{ .segment_bytes = case[0], .log_bytes_max = case[1], .explanation = &explanation };
+        try testing.expectError(error.InvalidOptions, Log.open(testing.allocator, bench.linux.storage(), bench.path, with));
+        try testing.expect(explanation.length > 0);
+    }
+    var explanation = log_module.Explanation{};
+    var with = options;
+    with.explanation = &explanation;
+    const nowhere = try std.fs.path.join(testing.allocator, &.{ bench.path, "missing", "orders" });
+    defer testing.allocator.free(nowhere);
+    try testing.expectError(error.NotFound, Log.open(testing.allocator, bench.linux.storage(), nowhere, with));
+    try testing.expect(std.mem.indexOf(u8, explanation.text(), nowhere) != null);
+}
+
+test "a visitor that stops ends the recovery, and the log is as it was" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    _ = try bench.reopen(options, 1, 0);
+    for (0..5) |_| try bench.commit(4, 2000);
+    bench.close();
+    const log = try bench.open(options);
+    const Stopping = struct {
+        fn visit(_: *anyopaque, _: log_module.Pass, header: *const wal.RecordHeader, _: []const u8) error{VisitorStopped}!void {
+            if (header.lsn == 7) return error.VisitorStopped;
+        }
+    };
+    try testing.expectError(error.VisitorStopped, log.recover(.{ .context = &nothing, .visit = Stopping.visit }));
+    _ = try bench.reopen(options, 1, 20);
+}
+
+test "the worker commits while maintenance zero-writes, prepares, checkpoints and collects" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    // Pieces so small that the worker overtakes.
+    const with = log_module.Options{ .segment_bytes = 1 << 20, .log_bytes_max = 16 << 20, .zero_bytes = 16 * 1024 };
+    const log = try bench.reopen(with, 1, 0);
+
+    const Maintenance = struct {
+        log: *Log,
+        ended: std.atomic.Value(bool) = .init(false),
+        failed: std.atomic.Value(bool) = .init(false),
+
+        fn prepare(self: *@This()) void {
+            while (!self.ended.load(.acquire)) {
+                if (self.log.needsPreparation()) self.log.prepareNextSegment() catch |err| {
+                    if (err != error.LogFull) self.failed.store(true, .release);
+                };
+                std.Thread.yield() catch {};
+            }
+        }
+
+        fn collect(self: *@This()) void {
+            while (!self.ended.load(.acquire)) {
+                // Some of what is durable stays above, to come back.
+                self.log.checkpoint(self.log.durableLsn() -| 50) catch self.failed.store(true, .release);
+                self.log.collect(remove_all) catch self.failed.store(true, .release);
+                std.Thread.yield() catch {};
+            }
+        }
+    };
+    var maintenance = Maintenance{ .log = log };
+    const threads = [_]std.Thread{
+        try std.Thread.spawn(.{}, Maintenance.prepare, .{&maintenance}),
+        try std.Thread.spawn(.{}, Maintenance.collect, .{&maintenance}),
+    };
+    const outcome: anyerror!void = blk: {
+        var refusals: u32 = 0;
+        for (0..300) |index| {
+            bench.group.begin(log);
+            for (0..3) |_| append(&bench.group, @intCast(index * 37 % 14_000)) catch |err| break :blk err;
+            while (log.commit(&bench.group)) break else |err| {
+                // Until the checkpoint has made room.
+                refusals += 1;
+                if (err != error.LogFull or refusals > 1_000_000) break :blk err;
+                std.Thread.yield() catch {};
+            }
+        }
+    };
+    maintenance.ended.store(true, .release);
+    for (threads) |thread| thread.join();
+    try outcome;
+    try testing.expect(!maintenance.failed.load(.acquire));
+    const applied = log.durableLsn() - 50;
+    try log.checkpoint(applied);
+    try testing.expect(log.bytesHeld() <= with.log_bytes_max);
+    _ = try bench.reopen(with, applied + 1, 900);
+    try testing.expectEqual(@as(usize, 0), bench.log.?.recovery.notes.len);
+}

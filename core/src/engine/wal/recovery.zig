@@ -127,6 +127,12 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
         }
     }.lessThan);
     for (candidates) |*candidate| try readCandidate(log, candidate, block);
+    // Before anything is moved.
+    for (candidates) |*candidate| {
+        for ([_]reader_module.ParsedHeader{ candidate.header, candidate.trailer }) |parsed| {
+            if (parsed == .other_version) return otherVersion(log, candidate.name, parsed.other_version);
+        }
+    }
 
     if (stored) |checkpoint| {
         log.uuid = checkpoint.log_uuid;
@@ -181,6 +187,7 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
         if (segment.sealed_lsn > log.durableLsn()) log.durable_lsn.store(segment.sealed_lsn, .monotonic);
         if (segment.first_lsn - 1 > log.durableLsn()) log.durable_lsn.store(segment.first_lsn - 1, .monotonic);
         log.newest_id = segment.id;
+        if (segment.readable_bytes < segment.size_bytes) note(log, segment.name(), "cut short: {d} bytes long, its header says {d}", .{ segment.readable_bytes, segment.size_bytes });
         _ = log.bytes_held.fetchAdd(segment.size_bytes, .monotonic);
     }
     segments.clearRetainingCapacity(); // they are the log's now
@@ -285,9 +292,6 @@ fn mostFrequentUuid(allocator: std.mem.Allocator, candidates: []const Candidate)
 /// The segment that a candidate turns out to be; null where it is none, or not one with records.
 fn admit(log: *Log, candidate: *const Candidate, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?*Segment {
     const name = candidate.name;
-    for ([_]reader_module.ParsedHeader{ candidate.header, candidate.trailer }) |parsed| {
-        if (parsed == .other_version) return otherVersion(log, name, parsed.other_version);
-    }
     if (!candidate.openable) {
         putAside(log, name, "cannot be opened", .{});
         return null;
@@ -331,7 +335,6 @@ fn admit(log: *Log, candidate: *const Candidate, block: *align(wal.block_size) [
             return null;
         };
     }
-    if (segment.readable_bytes < segment.size_bytes) note(log, name, "cut short: {d} bytes long, its header says {d}", .{ candidate.size_bytes, header.size_bytes });
     if (candidate.header != .valid) note(log, name, "its first block is damaged; known by its last block", .{});
     return segment;
 }
@@ -356,11 +359,11 @@ fn findFirstLsn(log: *Log, segment: *Segment, block: *align(wal.block_size) [wal
     return null;
 }
 
-/// A prepared segment of an earlier life: one is taken over, others go.
+/// A prepared segment of an earlier life: one is taken over (and prepared again), others go.
 fn admitSpare(log: *Log, segment: *Segment) void {
-    if (log.recyclable == null and segment.size_bytes == log.options.segment_bytes) {
+    if (log.reserve == null and segment.size_bytes == log.options.segment_bytes) {
         _ = log.bytes_held.fetchAdd(segment.size_bytes, .monotonic);
-        log.recyclable = segment;
+        log.reserve = segment;
         return;
     }
     log.storage.unlink(log.directory, segment.name()) catch |err| note(log, segment.name(), "prepared and not needed, cannot be removed: {s}", .{@errorName(err)});
@@ -412,11 +415,9 @@ fn upperLsn(segment: *const Segment) u64 {
 }
 
 fn takeOverSpare(log: *Log) void {
-    const prepared = log.recycle() catch |err| {
-        note(log, "", "the prepared segment of the daemon before cannot be used again: {s}", .{@errorName(err)});
-        return;
-    };
-    if (prepared) |segment| log.spare.store(segment, .release);
+    const left = log.reserve orelse return;
+    log.reserve = null;
+    log.spare.store(log.reuse(left), .release);
 }
 
 const Suspect = struct { segment: *Segment, range: Range };

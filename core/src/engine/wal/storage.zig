@@ -501,3 +501,77 @@ test "every error keeps its errno" {
     try std.testing.expectEqual(error.Unexpected, errorOf(9999));
     try std.testing.expectEqual(@as(i32, @intFromEnum(linux.E.IO)), errnoOf(error.Unexpected));
 }
+
+test "files of a real directory behave as the interface says" {
+    var temporary = std.testing.tmpDir(.{});
+    defer temporary.cleanup();
+    const path = try temporary.dir.realpathAlloc(std.testing.allocator, ".");
+    defer std.testing.allocator.free(path);
+    var linux_storage = LinuxStorage.init(.{});
+    const storage = linux_storage.storage();
+    const above = try storage.openDirectory(null, path);
+    defer storage.closeDirectory(above);
+    const directory = try storage.openDirectory(above, "made");
+    defer storage.closeDirectory(directory);
+
+    for ([_]bool{ false, storage.supportsDirect(directory) }) |direct| {
+        const file = try storage.create(directory, "file", direct);
+        defer storage.close(file);
+        try std.testing.expectError(error.AlreadyExists, storage.create(directory, "file", direct));
+        try storage.allocate(file, 3 * alignment);
+        try std.testing.expectEqual(@as(u64, 3 * alignment), try storage.size(file));
+        var blocks: [3][alignment]u8 align(alignment) = .{ @splat('a'), @splat('b'), @splat('c') };
+        try storage.write(file, &.{ &blocks[0], &blocks[1] }, alignment, true);
+        try storage.sync(file);
+        // Beyond the end of the file nothing is read, and that is no error.
+        var back: [4][alignment]u8 align(alignment) = undefined;
+        const length = try storage.read(file, std.mem.sliceAsBytes(&back), alignment);
+        try std.testing.expectEqual(@as(usize, 2 * alignment), length);
+        try std.testing.expectEqualSlices(u8, std.mem.sliceAsBytes(blocks[0..2]), std.mem.sliceAsBytes(back[0..2]));
+        try std.testing.expectEqual(@as(usize, 0), try storage.read(file, std.mem.sliceAsBytes(&back), 1 << 30));
+
+        const other = try storage.create(directory, "other", direct);
+        storage.close(other);
+        try std.testing.expectError(error.AlreadyExists, storage.rename(directory, "file", directory, "other"));
+        try storage.rename(directory, "file", above, "moved");
+        try storage.syncDirectory(directory);
+        try std.testing.expectError(error.NotFound, storage.open(directory, "file", direct));
+        const again = try storage.open(above, "moved", direct);
+        storage.close(again);
+        try storage.unlink(above, "moved");
+        try storage.unlink(directory, "other");
+        try std.testing.expectError(error.NotFound, storage.unlink(directory, "other"));
+    }
+
+    const unaligned = try storage.create(directory, "text", false);
+    defer storage.close(unaligned);
+    try storage.write(unaligned, &.{ "one", "", "two" }, 0, true);
+    var text: [10]u8 = undefined;
+    try std.testing.expectEqual(@as(usize, 6), try storage.read(unaligned, &text, 0));
+    try std.testing.expectEqualStrings("onetwo", text[0..6]);
+
+    const Listed = struct {
+        files: u32 = 0,
+        directories: u32 = 0,
+        bytes: u64 = 0,
+        fn visit(context: *anyopaque, _: []const u8, kind: EntryKind, size_bytes: u64) void {
+            const listed: *@This() = @ptrCast(@alignCast(context));
+            switch (kind) {
+                .file => listed.files += 1,
+                .directory => listed.directories += 1,
+                .other => {},
+            }
+            if (kind == .file) listed.bytes += size_bytes;
+        }
+    };
+    var listed = Listed{};
+    const inner = try storage.openDirectory(directory, "inner");
+    storage.closeDirectory(inner);
+    for (0..2) |_| {
+        listed = .{};
+        try storage.list(directory, .{ .context = &listed, .visit = Listed.visit });
+        try std.testing.expectEqual(Listed{ .files = 1, .directories = 1, .bytes = 6 }, listed);
+    }
+    try std.testing.expectError(error.NameTooLong, storage.create(directory, "n" ** 300, false));
+    try std.testing.expectError(error.InvalidArgument, storage.create(directory, "with\x00zero", false));
+}

@@ -19,6 +19,8 @@ from typing import Any
 
 import cffi
 
+import elgate
+
 LIBRARY = Path(__file__).parent.parent / "libelgate_bench.so"
 SAMPLES_MAX = 200_000
 # The clock must not be what is measured, and a block must fit the ring.
@@ -47,10 +49,9 @@ RAW_FILE_BYTES = 16 << 20
 
 class Producer:
     def __init__(self, through: str) -> None:
-        from elgate import _native
-
-        # Global, so that the loops call this very library.
-        self._client = _ffi.dlopen(str(_native.LIBRARY), _ffi.RTLD_NOW | _ffi.RTLD_GLOBAL)
+        # Global, so that the loops call this very library: the one that is installed.
+        client = Path(elgate.__file__).parent / "libelgate_client.so"
+        self._client = _ffi.dlopen(str(client), _ffi.RTLD_NOW | _ffi.RTLD_GLOBAL)
         self._loops = _ffi.dlopen(str(LIBRARY))
         self._samples = _ffi.new("uint64_t[]", SAMPLES_MAX)
         self._open: dict[str, int] = {}

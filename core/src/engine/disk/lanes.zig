@@ -1,0 +1,170 @@
+//! The disk engine on threads: one lane per target file system, each a thread that writes with pwritev and sleeps
+//! while there is nothing to do. What stalls is a file system; the others have lanes of their own, and the worker
+//! never waits for one.
+//!
+//! ```
+//! worker ──files with a run to do──▶ [inbox]  lane thread  [outbox] ──results──▶ worker
+//! ```
+//!
+//! Both queues have one writer and one reader. While a file is in a lane, its first run is the lane's.
+
+const std = @import("std");
+const assert = std.debug.assert;
+const linux = std.os.linux;
+const os = @import("../os.zig");
+const File = @import("../files.zig").File;
+const applier = @import("applier.zig");
+
+pub const lanes_max = 64;
+const queue_length = 4096;
+/// Bound of a lane's sleep.
+const sleep_ns_max = 100 * std.time.ns_per_ms;
+
+pub const Result = struct { file: *File, value: i32 };
+
+/// One writer, one reader. Bounded; `push` says when it is full.
+fn Queue(comptime T: type) type {
+    return struct {
+        const Self = @This();
+
+        items: [queue_length]T = undefined,
+        written: u32 align(128) = 0,
+        read: u32 align(128) = 0,
+
+        fn push(queue: *Self, item: T) bool {
+            const written = queue.written;
+            if (written -% @atomicLoad(u32, &queue.read, .acquire) == queue_length) return false;
+            queue.items[written % queue_length] = item;
+            @atomicStore(u32, &queue.written, written +% 1, .seq_cst);
+            return true;
+        }
+
+        fn pop(queue: *Self) ?T {
+            const read = queue.read;
+            if (read == @atomicLoad(u32, &queue.written, .seq_cst)) return null;
+            const item = queue.items[read % queue_length];
+            @atomicStore(u32, &queue.read, read +% 1, .release);
+            return item;
+        }
+
+        fn isEmpty(queue: *const Self) bool {
+            return @atomicLoad(u32, &queue.written, .seq_cst) == @atomicLoad(u32, &queue.read, .acquire);
+        }
+    };
+}
+
+pub const Lane = struct {
+    device: u64,
+    inbox: Queue(*File) = .{},
+    outbox: Queue(Result) = .{},
+    /// Futex. 1: the thread sleeps.
+    sleeping: u32 align(128) = 0,
+    stopping: bool = false,
+    thread: std.Thread = undefined,
+    /// The worker's doorbell, rung when results may be waited for.
+    doorbell: *u32,
+
+    fn run(lane: *Lane) void {
+        while (true) {
+            while (lane.inbox.pop()) |file| {
+                const result = perform(file, file.queue.first.?);
+                // The outbox holds as many as the inbox, and the worker takes before it gives.
+                while (!lane.outbox.push(.{ .file = file, .value = result })) {
+                    lane.notify();
+                    os.futexWait(&lane.sleeping, 0, std.time.ns_per_ms);
+                }
+            }
+            lane.notify();
+            if (@atomicLoad(bool, &lane.stopping, .acquire)) return;
+            @atomicStore(u32, &lane.sleeping, 1, .seq_cst);
+            if (lane.inbox.isEmpty()) os.futexWait(&lane.sleeping, 1, sleep_ns_max);
+            @atomicStore(u32, &lane.sleeping, 0, .seq_cst);
+        }
+    }
+
+    fn notify(lane: *Lane) void {
+        if (@atomicLoad(u32, lane.doorbell, .seq_cst) != 1) return;
+        if (@atomicRmw(u32, lane.doorbell, .Xchg, 0, .seq_cst) == 1) os.futexWake(lane.doorbell, 1);
+    }
+
+    fn wake(lane: *Lane) void {
+        if (@atomicLoad(u32, &lane.sleeping, .seq_cst) != 1) return;
+        if (@atomicRmw(u32, &lane.sleeping, .Xchg, 0, .seq_cst) == 1) os.futexWake(&lane.sleeping, 1);
+    }
+};
+
+/// As io_uring would answer: bytes, or -errno.
+fn perform(file: *File, run: *applier.Run) i32 {
+    const raw = switch (run.kind) {
+        .write => linux.pwritev(file.fd, @ptrCast(&run.buffer.vectors[run.vector_first]), run.vector_count, @intCast(run.offset + run.done)),
+        .truncate => linux.ftruncate(file.fd, @intCast(run.offset)),
+        .allocate => linux.fallocate(file.fd, @bitCast(run.argument), @intCast(run.offset), @intCast(run.length)),
+    };
+    return switch (os.check(raw)) {
+        .value => |value| @intCast(value),
+        .errno => |errno| -errno,
+    };
+}
+
+/// Worker thread.
+pub const Lanes = struct {
+    allocator: std.mem.Allocator,
+    doorbell: *u32,
+    lanes: [lanes_max]*Lane = undefined,
+    count: u32 = 0,
+
+    /// The lane of a file system; beyond `lanes_max` several share one. null: no thread to be had.
+    pub fn laneOf(self: *Lanes, device: u64) ?*Lane {
+        for (self.lanes[0..self.count]) |lane| {
+            if (lane.device == device) return lane;
+        }
+        if (self.count == lanes_max) return self.lanes[device % lanes_max];
+        const lane = self.allocator.create(Lane) catch return null;
+        lane.* = .{ .device = device, .doorbell = self.doorbell };
+        lane.thread = std.Thread.spawn(.{ .stack_size = 256 << 10 }, Lane.run, .{lane}) catch {
+            self.allocator.destroy(lane);
+            return null;
+        };
+        self.lanes[self.count] = lane;
+        self.count += 1;
+        return lane;
+    }
+
+    /// false: the lane's inbox is full; again after results have been taken.
+    pub fn give(lane: *Lane, file: *File) bool {
+        return lane.inbox.push(file);
+    }
+
+    /// After one or more `give`: lanes that sleep start.
+    pub fn wakeAll(self: *Lanes) void {
+        for (self.lanes[0..self.count]) |lane| {
+            if (!lane.inbox.isEmpty()) lane.wake();
+        }
+    }
+
+    pub fn take(self: *Lanes) ?Result {
+        for (self.lanes[0..self.count]) |lane| {
+            if (lane.outbox.pop()) |result| return result;
+        }
+        return null;
+    }
+
+    /// Whether `take` would give something. Called after the doorbell is set.
+    pub fn anyResult(self: *const Lanes) bool {
+        for (self.lanes[0..self.count]) |lane| {
+            if (!lane.outbox.isEmpty()) return true;
+        }
+        return false;
+    }
+
+    /// Ends the threads. Only once nothing is in a lane: one that is stuck in its file system cannot be joined.
+    pub fn deinit(self: *Lanes) void {
+        for (self.lanes[0..self.count]) |lane| {
+            @atomicStore(bool, &lane.stopping, true, .release);
+            lane.wake();
+            lane.thread.join();
+            self.allocator.destroy(lane);
+        }
+        self.count = 0;
+    }
+};
