@@ -24,7 +24,7 @@ NATIVE_SOURCES := hatch_build.py $(shell find core -name '*.zig' -o -name '*.h')
 # A header's test is part of its library's root.
 ZIG_TESTS := $(filter-out core/src/header_%,$(sort $(wildcard core/src/*_test.zig)))
 
-.PHONY: build demo test test-zig test-python bench check clean
+.PHONY: build demo test test-zig test-ring-sanitized test-python bench check clean $(ZIG_TESTS:%=test-%)
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.native
@@ -44,13 +44,16 @@ demo: build
 	$(VENV)/bin/elgate demo
 
 test: build
-	$(MAKE) test-zig
+	$(MAKE) --jobs=2 --output-sync=target test-zig
 	$(MAKE) test-python
 
-# One root after the other: the compiler alone keeps two cores busy. The ring's producers once more under
-# ThreadSanitizer, which finds nothing without -fllvm; its verdict is the exit code.
-test-zig: build
-	set -e; for root in $(ZIG_TESTS); do echo "zig test $$root"; $(ZIG_TEST) $$root; done
+test-zig: $(ZIG_TESTS:%=test-%) test-ring-sanitized
+
+$(ZIG_TESTS:%=test-%): test-%: build
+	$(ZIG_TEST) $*
+
+# The ring's producers once more under ThreadSanitizer. It finds nothing without -fllvm; its verdict is the exit code.
+test-ring-sanitized: build
 	$(ZIG_TEST) -fsanitize-thread --test-filter producer_test core/src/client_test.zig
 
 test-python: build

@@ -32,6 +32,8 @@ def elgate_daemon_stopped(request: pytest.FixtureRequest, disk_dir: Path) -> Ite
     """As `elgate_daemon`, but not started yet."""
     arguments = _marked(request)
     routes = arguments.pop("routes", None)
+    # A log's segments are zero-written ahead; tests need not write 64 MiB each.
+    arguments["wal"] = {"segment_size": "8MiB", **arguments.get("wal", {})}
     with ChildDaemon(disk_dir, sections=arguments) as daemon:
         if routes is not None:
             daemon.write_config(

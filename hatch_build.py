@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,11 +90,15 @@ def build(machine: str, destination: Path) -> None:
     """Compiles all libraries and lays each beside its header, in its package's folder under `destination`."""
     if machine not in CPU_OF_MACHINE:
         raise BuildFailed(f"elgate runs on {' and '.join(CPU_OF_MACHINE)}, not on {machine}")
+    with ThreadPoolExecutor() as pool:
+        for compiled in [
+            pool.submit(compile_library, library, machine, destination / library.package / library.file_name)
+            for library in LIBRARIES
+        ]:
+            compiled.result()
     for library in LIBRARIES:
-        package = destination / library.package
-        compile_library(library, machine, package / library.file_name)
         if library.header is not None:
-            shutil.copyfile(HEADERS / library.header, package / library.header)
+            shutil.copyfile(HEADERS / library.header, destination / library.package / library.header)
 
 
 def refuse_other_systems() -> None:

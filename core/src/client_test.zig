@@ -1,8 +1,8 @@
 test {
-    _ = @import("client/lock.zig");
+    _ = @import("client/files_test.zig");
     _ = @import("client/path.zig");
     _ = @import("client/producer_test.zig");
-    _ = @import("client/files_test.zig");
     _ = @import("client/session_test.zig");
     _ = @import("header_client_test.zig");
+    _ = @import("testing/ring_model.zig");
 }

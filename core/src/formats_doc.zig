@@ -54,14 +54,14 @@ pub fn write(out: *Writer) Writer.Error!void {
         \\
         \\
     , .{
-        ring.version,                ring.file_size,
-        ring.state_words_offset,     ring.slot_count,
-        @sizeOf(u64),                ring.producer_rows_offset,
-        ring.producer_rows,          @sizeOf(ring.ProducerRow),
-        ring.slots_offset,           ring.slot_count,
-        ring.slot_size,              ring.file_size,
-        ring.slot_count,             ring.slot_count,
-        ring.span_slots_max,         ring.payload_bytes_max,
+        ring.version,            ring.file_size,
+        ring.state_words_offset, ring.slot_count,
+        @sizeOf(u64),            ring.producer_rows_offset,
+        ring.producer_rows,      @sizeOf(ring.ProducerRow),
+        ring.slots_offset,       ring.slot_count,
+        ring.slot_size,          ring.file_size,
+        ring.slot_count,         ring.slot_count,
+        ring.span_slots_max,     ring.payload_bytes_max,
     });
     try structure(out, "Header", ring.Header);
     try packedStructure(out, "StateWord", ring.StateWord);

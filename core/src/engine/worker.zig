@@ -42,6 +42,7 @@ const log_module = @import("wal/log.zig");
 const sleep_ns_max = 100 * std.time.ns_per_ms;
 /// Open claims are looked at this often, so that a dead producer's is given up well within 50 ms.
 const sleep_ns_passed = 5 * std.time.ns_per_ms;
+const linger_ns = 20 * std.time.ns_per_us;
 const retry_interval_ns = 100 * std.time.ns_per_ms;
 
 /// user_data of completions that are not a file's.
@@ -157,11 +158,21 @@ pub const Worker = struct {
 
     fn loop(worker: *Worker) void {
         const state = worker.state;
+        var worked_ns: u64 = 0;
         while (true) {
             const worked = worker.round();
             const now = os.monotonicNs();
             if (now -% worker.last_tick_ns >= sleep_ns_max) worker.tick(now);
-            if (worked) continue;
+            if (worked) {
+                worked_ns = now;
+                continue;
+            }
+            // Whoever was just answered often has the next operation ready: yielding to them for a moment is
+            // cheaper than a sleep and a wake. No commit is in flight here.
+            if (now - worked_ns < linger_ns) {
+                _ = linux.syscall0(.sched_yield);
+                continue;
+            }
             if (@atomicLoad(bool, &state.stopping, .acquire)) {
                 const drained = worker.isDrained();
                 if (drained or now >= @atomicLoad(u64, &state.stop_deadline_ns, .acquire)) {

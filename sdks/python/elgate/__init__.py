@@ -16,7 +16,7 @@ import importlib
 import os
 import sys
 from pkgutil import extend_path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 # elgate.daemon lies in a folder of its own.
 __path__ = extend_path(__path__, __name__)
@@ -63,7 +63,7 @@ def original(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def append(path: Union[str, bytes, os.PathLike[str], os.PathLike[bytes]], data: Any) -> Ack:
+def append(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], data: Any) -> Ack:
     """Appends `data` (bytes, or what has a buffer) to the file at `path`, which is on a route, and returns at once;
     one append is never torn apart by others. `ack.wait("durable")` waits for it.
 

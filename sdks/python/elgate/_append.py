@@ -7,9 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 from elgate import _native
 from elgate._descriptors import (
@@ -31,6 +29,7 @@ native_fsync = os.fsync
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 # Between two waits Python runs its signal handlers.
 _WAIT_SLICE_MS = 100
+_CLOSE_POLL_S = 0.001
 
 Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
@@ -38,13 +37,14 @@ Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 class Appender:
     """One file, open for as long as this process appends to it."""
 
-    def __init__(self, path: Union[str, bytes]) -> None:
+    def __init__(self, path: str | bytes) -> None:
         self.path = path
-        self.closed = False
+        self._closing = False
+        self._closed = threading.Event()
         # What close ran into: for those who wait later.
-        self.error: Optional[OSError] = None
-        self._users = 0
-        self._changed = threading.Condition()
+        self._error: OSError | None = None
+        # One entry for each thread that is using the descriptor: a list, because its append and pop cannot be torn.
+        self._users: list[None] = []
         if not _native.start():
             self._fd = native_open(path, _FLAGS, 0o666)
             return
@@ -56,23 +56,24 @@ class Appender:
         self._fd = open_descriptor(path, _FLAGS, 0o666)
         kept.add(self._fd)
 
-    @contextmanager
-    def in_use(self) -> Iterator[int]:
-        """The descriptor, which is not closed meanwhile."""
-        with self._changed:
-            if self.closed:
-                raise ValueError(f"elgate: {os.fsdecode(self.path)!r} is closed")
-            self._users += 1
-        try:
-            yield self._fd
-        finally:
-            with self._changed:
-                self._users -= 1
-                self._changed.notify_all()
+    def _acquire(self) -> bool:
+        """The descriptor is not closed before `_release`. False: too late."""
+        self._users.append(None)
+        if self._closing:
+            self._users.pop()
+            return False
+        return True
 
-    def append(self, data: Any) -> Ack:
+    def _release(self) -> None:
+        self._users.pop()
+
+    def append(self, data: Any) -> Ack | None:
+        """None: it has been closed."""
         memory = data if type(data) is bytes else memory_of(data)
-        with self.in_use() as fd:
+        if not self._acquire():
+            return None
+        fd = self._fd
+        try:
             if fd in routed:
                 ticket = ffi.new("uint64_t *")
                 result = retry_on_interrupt(library.elgate_append, fd, memory, len(memory), ticket)
@@ -84,32 +85,55 @@ class Appender:
             rest = memoryview(memory if type(memory) is bytes else ffi.buffer(memory))
             while len(rest) > 0:
                 rest = rest[native_write(fd, rest) :]
-        return Ack(self, None)
+            return Ack(self, None)
+        finally:
+            self._release()
+
+    def wait(self, ticket: int | None, level: str, timeout: float | None) -> None:
+        if not self._acquire():
+            # Then everything is applied, or close has said why not.
+            self._closed.wait()
+            if self._error is not None:
+                raise self._error
+            return
+        try:
+            if ticket is None:
+                if level == "durable":
+                    native_fsync(self._fd)
+                return
+            result = _wait(self._fd, ticket, LEVELS[level], timeout)
+        finally:
+            self._release()
+        if result == -errno.ETIMEDOUT:
+            limit = "ELGATE_RECONNECT_TIMEOUT_MS" if timeout is None else f"{timeout} s"
+            raise TimeoutError(errno.ETIMEDOUT, f"append not {level} within {limit}", self.path)
+        if result < 0 and result != NATIVE:
+            raise os_error(result, self.path)
 
     def close(self) -> None:
-        with self._changed:
-            if self.closed:
-                return
-            self.closed = True
-            while self._users > 0:
-                self._changed.wait()
+        """Once. OSError: what could not be applied; it is closed in any case."""
+        self._closing = True
         try:
-            if self._fd in tracked:
-                self.error = forget(self._fd)
-            else:
-                native_fsync(self._fd)
-        except OSError as error:
-            self.error = error
+            while self._users:
+                time.sleep(_CLOSE_POLL_S)
+            try:
+                if self._fd in tracked:
+                    self._error = forget(self._fd)
+                else:
+                    native_fsync(self._fd)
+            except OSError as error:
+                self._error = error
+            finally:
+                kept.discard(self._fd)
+                native_close(self._fd)
         finally:
-            kept.discard(self._fd)
-            native_close(self._fd)
-        if self.error is not None:
-            raise self.error
+            self._closed.set()
+        if self._error is not None:
+            raise self._error
 
-    def renew_lock(self) -> None:
+    def forget_parent(self) -> None:
         """In a child: the parent's other threads are not there to let go of it."""
-        self._users = 0
-        self._changed = threading.Condition()
+        self._users.clear()
 
 
 class Ack:
@@ -117,12 +141,12 @@ class Ack:
 
     __slots__ = ("_appender", "_ticket")
 
-    def __init__(self, appender: Appender, ticket: Optional[int]) -> None:
+    def __init__(self, appender: Appender, ticket: int | None) -> None:
         self._appender = appender
         # None: the file is native.
         self._ticket = ticket
 
-    def wait(self, level: str = "durable", timeout: Optional[float] = None) -> None:
+    def wait(self, level: str = "durable", timeout: float | None = None) -> None:
         """Returns once the append has reached `level`:
 
         - "accepted": in shared memory, which survives the death of this process and of the daemon
@@ -133,29 +157,12 @@ class Ack:
         `timeout` in seconds; None: as long as the client waits for a daemon (ELGATE_RECONNECT_TIMEOUT_MS), with
         signal handlers (Ctrl-C) delayed until then.
         TimeoutError: not reached yet; the append stands, and can be waited for again. OSError: the file's error."""
-        number = LEVELS.get(level)
-        if number is None:
+        if level not in LEVELS:
             raise ValueError(f"unknown level {level!r}: it must be one of {', '.join(LEVELS)}")
-        appender = self._appender
-        if appender.closed:
-            # Everything is applied, or close has said why not.
-            if appender.error is not None:
-                raise appender.error
-            return
-        with appender.in_use() as fd:
-            if self._ticket is None:
-                if level == "durable":
-                    native_fsync(fd)
-                return
-            result = _wait(fd, self._ticket, number, timeout)
-        if result == -errno.ETIMEDOUT:
-            limit = "ELGATE_RECONNECT_TIMEOUT_MS" if timeout is None else f"{timeout} s"
-            raise TimeoutError(errno.ETIMEDOUT, f"append not {level} within {limit}", appender.path)
-        if result < 0 and result != NATIVE:
-            raise os_error(result, appender.path)
+        self._appender.wait(self._ticket, level, timeout)
 
 
-def _wait(fd: int, ticket: int, level: int, timeout: Optional[float]) -> int:
+def _wait(fd: int, ticket: int, level: int, timeout: float | None) -> int:
     if timeout is None:
         return retry_on_interrupt(library.elgate_wait, fd, ticket, level, -1)
     deadline = time.monotonic() + timeout
@@ -168,14 +175,14 @@ def _wait(fd: int, ticket: int, level: int, timeout: Optional[float]) -> int:
 
 
 _lock = threading.Lock()
-_appenders: dict[Union[str, bytes], Appender] = {}
+_appenders: dict[str | bytes, Appender] = {}
 
 
 def _renew_locks() -> None:
     global _lock
     _lock = threading.Lock()
     for appender in _appenders.values():
-        appender.renew_lock()
+        appender.forget_parent()
 
 
 os.register_at_fork(after_in_child=_renew_locks)
@@ -183,27 +190,29 @@ os.register_at_fork(after_in_child=_renew_locks)
 
 def append(path: Path, data: Any) -> Ack:
     name = os.fspath(path)
-    appender = _appenders.get(name)
-    if appender is None:
-        # Only absolute paths are remembered: the working directory may change.
-        name = os.path.abspath(name)
-        with _lock:
-            appender = _appenders.get(name)
-            if appender is None:
-                appender = _appenders[name] = Appender(name)
-    return appender.append(data)
+    while True:
+        appender = _appenders.get(name)
+        if appender is None:
+            # Only absolute paths are remembered: the working directory may change.
+            name = os.path.abspath(name)
+            with _lock:
+                appender = _appenders.get(name)
+                if appender is None:
+                    appender = _appenders[name] = Appender(name)
+        ack = appender.append(data)
+        if ack is not None:
+            return ack
 
 
 def close() -> None:
     """Closes all files of `append`; the first error, if any, once all are closed."""
-    first: Optional[OSError] = None
+    first: OSError | None = None
     with _lock:
-        appenders = list(_appenders.values())
-        _appenders.clear()
-    for appender in appenders:
-        try:
-            appender.close()
-        except OSError as error:
-            first = first or error
+        while _appenders:
+            _, appender = _appenders.popitem()
+            try:
+                appender.close()
+            except OSError as error:
+                first = first or error
     if first is not None:
         raise first

@@ -9,6 +9,7 @@ written a second time when the file is closed. A `for` calls its iterator and st
 
 from __future__ import annotations
 
+import contextlib
 import io
 import operator
 import os
@@ -16,7 +17,7 @@ import sys
 import warnings
 import weakref
 from errno import EAGAIN, EINTR
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Union
 
 from elgate import _descriptors
 from elgate._descriptors import (
@@ -80,9 +81,7 @@ class FileIO(io.FileIO):
     _descriptor = -1
     _write_descriptor = -1
 
-    def __init__(
-        self, file: File, mode: str = "r", closefd: bool = True, opener: Optional[Opener] = None
-    ) -> None:
+    def __init__(self, file: File, mode: str = "r", closefd: bool = True, opener: Opener | None = None) -> None:
         error = None
         if self._descriptor in tracked and self.closefd:
             error = forget(self._descriptor)
@@ -101,7 +100,7 @@ class FileIO(io.FileIO):
         text = super().__repr__()
         return text.replace("<FileIO ", "<_io.FileIO ", 1) if type(self) is FileIO else text
 
-    def write(self, data: Any, /) -> Optional[int]:  # type: ignore[override]
+    def write(self, data: Any, /) -> int | None:  # type: ignore[override]
         fd = self._write_descriptor
         if fd not in routed and not (fd in duplicates and proven(fd)):
             return native_file_write(self, data)
@@ -119,19 +118,19 @@ class FileIO(io.FileIO):
             if count != -EINTR:
                 raise os_error(count)
 
-    def readinto(self, buffer: Any, /) -> Optional[int]:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int | None:  # type: ignore[override]
         drain(self._descriptor)
         for count in map(native_file_readinto, (self,), (buffer,)):
             return count
         raise AssertionError
 
-    def read(self, size: Any = -1, /) -> Optional[bytes]:  # type: ignore[override]
+    def read(self, size: Any = -1, /) -> bytes | None:  # type: ignore[override]
         drain(self._descriptor)
         for data in map(native_file_read, (self,), (size,)):
             return data
         raise AssertionError
 
-    def readall(self) -> Optional[bytes]:  # type: ignore[override]
+    def readall(self) -> bytes | None:  # type: ignore[override]
         drain(self._descriptor)
         for data in map(native_file_readall, (self,)):
             return data
@@ -204,7 +203,7 @@ class _Taker:
     """The opener that lets the native `open` check all its arguments, in its own order and words, before anything is
     opened; and that lets it have what turns out to be native."""
 
-    def __init__(self, opener: Optional[Opener], fd: int = -1) -> None:
+    def __init__(self, opener: Opener | None, fd: int = -1) -> None:
         self._opener = opener
         self.fd = fd
 
@@ -229,11 +228,11 @@ def routed_open(
     file: File,
     mode: str = "r",
     buffering: int = -1,
-    encoding: Optional[str] = None,
-    errors: Optional[str] = None,
-    newline: Optional[str] = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
     closefd: bool = True,
-    opener: Optional[Opener] = None,
+    opener: Opener | None = None,
 ) -> Any:
     """The hook of builtins.open and io.open."""
     # Warnings are for the caller's line, not for this one.
@@ -249,9 +248,8 @@ def routed_open(
 
     taker = None
     if _descriptors.mode != UNPATCHED:
-        if not isinstance(file, (str, bytes)):
-            if hasattr(type(file), "__fspath__"):
-                file = os.fspath(file)
+        if not isinstance(file, (str, bytes)) and hasattr(type(file), "__fspath__"):
+            file = os.fspath(file)
         if isinstance(file, (str, bytes)):
             if opener is not None or is_concerned(file, _writes(mode)):
                 taker = _Taker(opener)
@@ -263,9 +261,7 @@ def routed_open(
     is_path = taker.fd < 0
     path = file if is_path else f"/proc/self/fd/{taker.fd}"
     try:
-        return native_io_open(
-            path, mode, buffering, encoding, errors, newline, closefd if is_path else True, taker
-        )
+        return native_io_open(path, mode, buffering, encoding, errors, newline, closefd if is_path else True, taker)
     except _Taken:
         pass
     return _layers(taker.fd, file, mode, buffering, encoding, errors, newline, closefd)
@@ -276,9 +272,9 @@ def _layers(
     name: File,
     mode: str,
     buffering: int,
-    encoding: Optional[str],
-    errors: Optional[str],
-    newline: Optional[str],
+    encoding: str | None,
+    errors: str | None,
+    newline: str | None,
     closefd: bool,
 ) -> Any:
     """What the native `open` does once it has the descriptor of a regular file. `mode` and `buffering` are checked."""
@@ -324,10 +320,9 @@ _open_files: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def _flush_all() -> None:
     for file in list(_open_files):
-        try:
+        # Closed already, or it fails once more when it is finalized, which is told then.
+        with contextlib.suppress(OSError, ValueError):
             file.flush()
-        except (OSError, ValueError):
-            pass  # closed, or it fails again when it is finalized
 
 
 before_exit.append(_flush_all)

@@ -11,12 +11,12 @@ stands for the module, so that hooks pickle as built-in functions do: by name.
 
 from __future__ import annotations
 
+import _posixsubprocess
 import fcntl
 import importlib
 import mmap
 import os
 import socket
-import _posixsubprocess
 from collections.abc import Callable, Sequence
 from errno import EINTR
 from types import MethodType
@@ -290,7 +290,7 @@ def writev(home: Home, fd: int, buffers: Any, /) -> int:
     number = descriptor(fd)
     if not is_routed(number):
         return native_writev(fd, buffers)
-    vectors, count, memories = _vectors_of(buffers)
+    vectors, count, _memory = _vectors_of(buffers)
     written = retry_on_interrupt(elgate_writev, number, vectors, count)
     return _written(number, written, native_writev, fd, buffers)
 
@@ -309,7 +309,7 @@ def pwritev(home: Home, fd: int, buffers: Any, offset: int, flags: int = 0, /) -
         go_native(number, UNSUPPORTED)
     if position < 0 or options & ~_SYNCHRONOUS:
         return native_pwritev(fd, buffers, offset, flags)
-    vectors, count, memories = _vectors_of(buffers)
+    vectors, count, _memory = _vectors_of(buffers)
     written = retry_on_interrupt(elgate_pwritev, number, vectors, count, position)
     written = _written(number, written, native_pwritev, fd, buffers, offset, flags)
     if options:
@@ -557,18 +557,14 @@ native_fchown = os.fchown
 
 
 @hook("os", "posix")
-def rename(
-    home: Home, src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
-) -> None:
+def rename(home: Home, src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
     drain_path(src, src_dir_fd)
     drain_path(dst, dst_dir_fd)
     native_rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
 
 @hook("os", "posix")
-def replace(
-    home: Home, src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
-) -> None:
+def replace(home: Home, src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
     drain_path(src, src_dir_fd)
     drain_path(dst, dst_dir_fd)
     native_replace(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)

@@ -17,7 +17,7 @@ import sys
 from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from pkgutil import get_importer
 from types import CodeType, ModuleType, TracebackType
-from typing import Any, NoReturn, Optional
+from typing import Any, NoReturn
 
 import elgate
 
@@ -122,7 +122,7 @@ def _search_first(entry: str, always: bool = False) -> None:
         sys.path.insert(0, entry)
 
 
-def _become_main(file: Optional[str], loader: Any) -> dict[str, Any]:
+def _become_main(file: str | None, loader: Any) -> dict[str, Any]:
     """A `__main__` as the interpreter has it before a program begins."""
     module = ModuleType("__main__")
     namespace = module.__dict__
@@ -137,11 +137,11 @@ def _become_main(file: Optional[str], loader: Any) -> dict[str, Any]:
     return namespace
 
 
-def _execute(code: CodeType, file: Optional[str], loader: Any) -> None:
+def _execute(code: CodeType, file: str | None, loader: Any) -> None:
     exec(code, _become_main(file, loader))
 
 
-def _without_own_frames(traceback: Optional[TracebackType]) -> Optional[TracebackType]:
+def _without_own_frames(traceback: TracebackType | None) -> TracebackType | None:
     own = main.__code__.co_filename
     starter = runpy.run_path.__code__.co_filename
     rest = traceback
@@ -156,7 +156,7 @@ def _show_own_frames_not() -> None:
     """The exception goes on to the interpreter, which knows all about exit codes; only what is shown is shortened."""
     show = sys.excepthook
 
-    def shortened(kind: Any, error: BaseException, traceback: Optional[TracebackType]) -> None:
+    def shortened(kind: Any, error: BaseException, traceback: TracebackType | None) -> None:
         sys.excepthook = show
         traceback = _without_own_frames(traceback)
         show(kind, error.with_traceback(traceback), traceback)

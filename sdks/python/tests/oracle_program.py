@@ -73,7 +73,8 @@ def contents(here: Path) -> dict[str, str]:
 def main() -> None:
     directory = Path(sys.argv[1])
     spec = importlib.util.spec_from_file_location("scenarios", Path(__file__).with_name("scenarios.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     scenarios = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(scenarios)
     report = {}

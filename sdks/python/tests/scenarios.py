@@ -1,3 +1,4 @@
+# ruff: noqa: SIM115 (half of these are about files that are closed by hand, late, or not at all)
 """What programs do with files, step by step: see oracle_program.py. Every scenario runs in an empty directory of its
 own, which is its working directory, and closes what it opens."""
 
@@ -16,7 +17,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import warnings
@@ -70,7 +70,8 @@ def wrong_arguments_of_open(step: Step, here: Path) -> None:
         ("file", "w", -1, None, None, None, False), ("file", 5), (5.5, "w"), (None, "w"), ([], "w"),
         ("absent/file", "w"), ("absent", "r"), ("absent", "r+"), ("directory", "w"), ("directory", "r"),
         ("directory/", "w"), ("file/x", "w"), ("loop", "w"), ("a\0b", "w"), (b"a\0b", "w"), ("", "w"), ("file", "x"),
-        ("x" * 256, "w"), ("x/" * 2048, "w"), (999_999, "w"), (-1, "w"), (2**70, "w"), (b"file", "ab"), ("\udcff", "wb"),
+        ("x" * 256, "w"), ("x/" * 2048, "w"), (999_999, "w"), (-1, "w"), (2**70, "w"), (b"file", "ab"),
+        ("\udcff", "wb"),
     ):  # fmt: skip
         file = step(open, *arguments)
         if file is not None:
@@ -93,7 +94,16 @@ def paths_of_every_kind(step: Step, here: Path) -> None:
     os.mkdir("sub")
     os.symlink("sub", "linked")
     os.symlink("sub/through", "dangling")
-    for name in ("plain", b"bytes", pathlib.Path("path"), Pathy(), here / "absolute", "linked/a", "sub/../sub/b", "dangling"):
+    for name in (
+        "plain",
+        b"bytes",
+        pathlib.Path("path"),
+        Pathy(),
+        here / "absolute",
+        "linked/a",
+        "sub/../sub/b",
+        "dangling",
+    ):
         with open(name, "wb") as file:
             step.note(file.name)
             file.write(b"data")
@@ -124,7 +134,10 @@ def paths_of_every_kind(step: Step, here: Path) -> None:
 def creation_mode_and_truncation(step: Step, here: Path) -> None:
     before = os.umask(0o027)
     try:
-        for opening in (lambda: open("a", "w").close(), lambda: os.close(os.open("b", os.O_CREAT | os.O_WRONLY, 0o666))):
+        for opening in (
+            lambda: open("a", "w").close(),
+            lambda: os.close(os.open("b", os.O_CREAT | os.O_WRONLY, 0o666)),
+        ):
             opening()
         os.close(os.open("c", os.O_CREAT | os.O_WRONLY | os.O_TRUNC))
         for name in "abc":
@@ -189,7 +202,18 @@ def descriptors_as_files(step: Step, here: Path) -> None:
 
 def raw_file_objects(step: Step, here: Path) -> None:
     with open("a", "w+b", 0) as file:
-        for data in (b"bytes", bytearray(b"array"), memoryview(b"view"), array.array("i", [1, 2]), b"", memoryview(b"abcdef")[::2], memoryview(b"abcd").cast("H"), "text", 5, None):
+        for data in (
+            b"bytes",
+            bytearray(b"array"),
+            memoryview(b"view"),
+            array.array("i", [1, 2]),
+            b"",
+            memoryview(b"abcdef")[::2],
+            memoryview(b"abcd").cast("H"),
+            "text",
+            5,
+            None,
+        ):
             step(file.write, data)
         step(file.writelines, [b"1", b"2"])
         step(file.tell)
@@ -206,7 +230,17 @@ def raw_file_objects(step: Step, here: Path) -> None:
             step(file.tell)
             step(lambda: os.fstat(file.fileno()).st_size)
         step(file.detach if hasattr(file, "detach") else lambda: None)
-    for operation in (file.tell, file.fileno, file.readall, file.truncate, file.flush, lambda: file.write(b"x"), lambda: file.seek(0), lambda: file.readinto(bytearray(1)), file.readable):
+    for operation in (
+        file.tell,
+        file.fileno,
+        file.readall,
+        file.truncate,
+        file.flush,
+        lambda: file.write(b"x"),
+        lambda: file.seek(0),
+        lambda: file.readinto(bytearray(1)),
+        file.readable,
+    ):
         step(operation)
     with open("a", "rb", 0) as file:
         step(file.write, b"x")
@@ -302,7 +336,17 @@ def append_mode(step: Step, here: Path) -> None:
 
 def every_way_to_write(step: Step, here: Path) -> None:
     fd = os.open("a", os.O_RDWR | os.O_CREAT, 0o644)
-    for data in (b"bytes", bytearray(b"array"), memoryview(b"view"), array.array("H", [1, 2]), b"", memoryview(b"abcdef")[::2], "text", 5, None):
+    for data in (
+        b"bytes",
+        bytearray(b"array"),
+        memoryview(b"view"),
+        array.array("H", [1, 2]),
+        b"",
+        memoryview(b"abcdef")[::2],
+        "text",
+        5,
+        None,
+    ):
         step(os.write, fd, data)
         step(os.pwrite, fd, data, 3)
         step(os.writev, fd, [data])
@@ -574,7 +618,9 @@ def mapped_files(step: Step, here: Path) -> None:
         name = "subclass"
 
     anonymous = Named(-1, 10)
-    step.note([anonymous.name, isinstance(anonymous, mmap.mmap), issubclass(Named, mmap.mmap), isinstance(5, mmap.mmap)])
+    step.note(
+        [anonymous.name, isinstance(anonymous, mmap.mmap), issubclass(Named, mmap.mmap), isinstance(5, mmap.mmap)]
+    )
     anonymous.close()
     step(mmap.mmap, 999_999, 10)
 
@@ -661,7 +707,7 @@ def forked_children(step: Step, here: Path) -> None:
         file.write("of the parent")
 
 
-# --- The standard library on top ---------------------------------------------------------------------------------------
+# --- The standard library on top --------------------------------------------------------------------------------
 
 
 def the_standard_library(step: Step, here: Path) -> None:
@@ -763,4 +809,10 @@ def big_writes(step: Step, here: Path) -> None:
     os.close(fd)
 
 
-SCENARIOS = [name for name, value in list(globals().items()) if getattr(value, "__module__", None) == __name__ and callable(value) and list(getattr(value, "__annotations__", ())) == ["step", "here", "return"]]
+SCENARIOS = [
+    name
+    for name, value in list(globals().items())
+    if getattr(value, "__module__", None) == __name__
+    and callable(value)
+    and list(getattr(value, "__annotations__", ())) == ["step", "here", "return"]
+]

@@ -103,7 +103,7 @@ def test_descriptors_that_are_not_passed_on_stay_routed(run_python: Run, elgate_
 
 
 def test_a_failed_exec_leaves_the_program_as_it_was(run_python: Run, elgate_daemon: Any) -> None:
-    run_python(
+    result = run_python(
         f"""
         import os, elgate
         assert elgate.patch_all()
@@ -118,7 +118,8 @@ def test_a_failed_exec_leaves_the_program_as_it_was(run_python: Run, elgate_daem
         os.execv("/bin/cat", ["cat", file.name])
         """,
         env=elgate_daemon.env(),
-    ).stdout == "before after"
+    )
+    assert result.stdout == "before after"
 
 
 def test_a_file_with_two_names_is_never_routed(run_python: Run, elgate_daemon: Any) -> None:

@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 
 def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -62,12 +63,15 @@ def test_a_program_cannot_tell_a_route_from_a_plain_directory(scenario: str, elg
 def test_a_program_cannot_tell_that_there_is_no_daemon(no_daemon: dict[str, str], disk_dir: Path) -> None:
     native = _run(disk_dir / "native", SCENARIOS, {**no_daemon, "ELGATE_DISABLE": "1"})
     patched = _run(disk_dir / "patched", SCENARIOS, no_daemon)
-    assert patched["status"]["patched"] is True and patched["status"]["connected"] == 0
+    assert patched["status"]["patched"] is True
+    assert patched["status"]["connected"] == 0
     for scenario in SCENARIOS:
         _assert_same(native["report"][scenario], patched["report"][scenario])
 
 
-@pytest.mark.elgate(routes=[{"name": "now", "match": {"path": "{route_dir}/**"}, "visibility": "immediate", "flush": "always"}])
+@pytest.mark.elgate(
+    routes=[{"name": "now", "match": {"path": "{route_dir}/**"}, "visibility": "immediate", "flush": "always"}]
+)
 @pytest.mark.parametrize("scenario", ["every_way_to_write", "append_mode", "many_threads"])
 def test_nor_a_route_with_other_promises(scenario: str, elgate_daemon: Any) -> None:
     native = _run(elgate_daemon.directory / "native", [scenario], {**os.environ, "ELGATE_DISABLE": "1"})

@@ -43,7 +43,8 @@ for _ in range(2):
                  "posix_spawn execv execve").split():
         assert {("os", name), ("posix", name)} <= changed, name
     assert {("builtins", "open"), ("io", "open"), ("_io", "open"), ("fcntl", "fcntl"), ("fcntl", "flock"),
-            ("fcntl", "lockf"), ("mmap", "mmap"), ("_posixsubprocess", "fork_exec"), ("tarfile", "bltn_open")} <= changed
+            ("fcntl", "lockf"), ("mmap", "mmap"), ("_posixsubprocess", "fork_exec"),
+            ("tarfile", "bltn_open")} <= changed
     assert builtins.open is io.open is _io.open and os.write is posix.write
     assert "sendmsg" in vars(socket.socket)
     elgate.unpatch_all()
@@ -146,7 +147,9 @@ def test_wrong_numbers_of_arguments_are_type_errors(run_python: Run, no_daemon: 
     )
 
 
-def test_patching_too_late_names_who_holds_originals(run_python: Run, no_daemon: dict[str, str], tmp_path: Path) -> None:
+def test_patching_too_late_names_who_holds_originals(
+    run_python: Run, no_daemon: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "early.py").write_text("from os import write as put, getpid\nsave = open\n")
     result = run_python(
         """
@@ -300,7 +303,11 @@ def test_a_file_with_records_in_a_log_is_not_written_without_its_daemon(run_pyth
         assert elgate.patch_all() is False
         path = {str(path)!r}
         assert open(path, "rb").read() == b"accepted"
-        for attempt in (lambda: open(path, "w"), lambda: open(path, "a"), lambda: os.open(path, os.O_WRONLY | os.O_TRUNC)):
+        for attempt in (
+            lambda: open(path, "w"),
+            lambda: open(path, "a"),
+            lambda: os.open(path, os.O_WRONLY | os.O_TRUNC),
+        ):
             try:
                 attempt()
             except OSError as error:
@@ -317,7 +324,9 @@ def test_a_file_with_records_in_a_log_is_not_written_without_its_daemon(run_pyth
 
 
 @pytest.mark.parametrize("missing", ["libelgate_client.so", "elgate_client.h"])
-def test_a_missing_native_part_is_named(run_python: Run, no_daemon: dict[str, str], tmp_path: Path, missing: str) -> None:
+def test_a_missing_native_part_is_named(
+    run_python: Run, no_daemon: dict[str, str], tmp_path: Path, missing: str
+) -> None:
     import elgate
 
     package = tmp_path / "copy" / "elgate"

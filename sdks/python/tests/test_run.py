@@ -16,7 +16,7 @@ Run = Callable[..., Any]
 
 SHOW = """
 import sys
-print(sorted((name, re) for name, re in globals().items() if name not in ("sys",)))
+print(sorted((name, value) for name, value in globals().items() if name not in ("sys",)))
 print(sys.argv, sys.path[0], sys.modules["__main__"].__dict__ is globals())
 def function(): pass
 print(function.__module__, len(sys.stdin.read()))
@@ -34,7 +34,7 @@ def programs(tmp_path: Path) -> Path:
         "interrupted": "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n",
         "exits": "import sys\nsys.exit(7)\n",
         "says": "import sys\nsys.exit('the reason')\n",
-        "hooked": "import sys\nsys.excepthook = lambda kind, error, tb: print(kind, error, tb.tb_frame.f_code.co_name)\n1 / 0\n",
+        "hooked": "import sys\nsys.excepthook = lambda *a: print(a[0], a[2].tb_frame.f_code.co_name)\n1 / 0\n",
         "at_exit": "import atexit\natexit.register(lambda: print('bye', __name__))\n",
     }.items():
         (directory / f"{name}.py").write_text(source)
@@ -74,7 +74,8 @@ def _both(arguments: list[str], cwd: Path, environment: dict[str, str], flags: t
     "arguments",
     [
         ["show.py", "a", "-m", "--b"], ["-m", "show", "a"], ["-mshow", "a"], ["-c", SHOW, "a"], ["-c" + SHOW],
-        ["-", "a"], ["linked.py"], ["./show.py"], ["empty/../show.py"], ["./directory"], ["-m", "package", "x"], ["-m", "package.__main__"],
+        ["-", "a"], ["linked.py"], ["./show.py"], ["empty/../show.py"], ["./directory"],
+        ["-m", "package", "x"], ["-m", "package.__main__"],
         ["directory", "a"], ["archive.zip", "a"], ["empty"], ["fails.py"], ["-m", "fails"], ["-c", "1/0"], ["wrong.py"],
         ["interrupted.py"], ["-m", "interrupted"], ["exits.py"], ["says.py"], ["hooked.py"], ["at_exit.py"],
         ["absent.py"], ["absent/"], ["-m", "absent"], ["-m", "package.absent"],

@@ -423,3 +423,35 @@ test "another version of the format is refused in words, and nothing is touched"
         try testing.expectEqual(operations, scene.disk.operation_count);
     }
 }
+
+test "memory that runs out anywhere in open and recover is an error, and leaks nothing" {
+    var scene: Scene = undefined;
+    try scene.init(1);
+    defer scene.deinit();
+    try scene.build(40);
+    scene.close();
+    const segments = try scene.names(path, ".wal");
+    scene.disk.damage(path, segments[0], 4096 * 3, "damage");
+    const storage = scene.disk.storage();
+    var index: usize = 0;
+    while (true) : (index += 1) {
+        try testing.expect(index < 1000);
+        var failing = testing.FailingAllocator.init(testing.allocator, .{ .fail_index = index });
+        const log = Log.open(failing.allocator(), storage, path, options) catch |err| {
+            try testing.expectEqual(error.OutOfMemory, err);
+            continue;
+        };
+        defer log.close();
+        const recovery = log.recover(.{ .context = &scene, .visit = ignore }) catch |err| {
+            try testing.expect(err == error.OutOfMemory or err == error.OutOfKernelMemory);
+            continue;
+        };
+        if (failing.has_induced_failure) continue; // a note that was not made
+        try testing.expectEqual(@as(u64, 4), recovery.missing_records);
+        break;
+    }
+    try testing.expect(index > 8);
+    _ = try scene.open();
+}
+
+fn ignore(_: *anyopaque, _: log_module.Pass, _: *const wal.RecordHeader, _: []const u8) error{VisitorStopped}!void {}

@@ -53,7 +53,7 @@ pub const Options = struct {
     /// Zero-writing goes in pieces of this size, a multiple of 4096 up to zero_bytes_max; a route's first segment has
     /// one of them when it is put to use.
     zero_bytes: u32 = zero_bytes_max,
-    /// Where open and recover say in words why they failed; must outlive them.
+    /// Where `open` says in words why it failed.
     explanation: ?*Explanation = null,
 };
 
@@ -225,6 +225,8 @@ pub const Log = struct {
     uuid: [16]u8,
     stage: Stage,
     recovery: Recovery,
+    /// Why `recover` failed, in words.
+    explanation: Explanation,
     /// What recovery and its notes are made of.
     arena: std.heap.ArenaAllocator,
 
@@ -287,6 +289,7 @@ pub const Log = struct {
             .uuid = undefined,
             .stage = .opened,
             .recovery = .{},
+            .explanation = .{},
             .arena = .init(allocator),
             .durable_lsn = .init(0),
             .bytes_held = .init(0),
@@ -309,6 +312,9 @@ pub const Log = struct {
             .applied_lsn_before = 0,
         };
         errdefer log.arena.deinit();
+        errdefer if (options.explanation) |explanation| {
+            explanation.* = log.explanation;
+        };
         log.path = try log.arena.allocator().dupe(u8, directory);
         log.directory = storage.openDirectory(null, directory) catch |err| {
             log.explain("cannot open or make the log directory {s}: {s}. Check that the directory above it exists and that this user may write there", .{ directory, @errorName(err) });
@@ -316,6 +322,7 @@ pub const Log = struct {
         };
         errdefer storage.closeDirectory(log.directory);
         errdefer log.releaseSegments();
+        log.options.explanation = null; // the caller's, and only for this call
         log.direct = options.direct and storage.supportsDirect(log.directory);
         try recovery_module.openLog(log);
         return log;
@@ -332,7 +339,7 @@ pub const Log = struct {
 
     /// Says why in words, for open and recover.
     pub fn explain(log: *Log, comptime format: []const u8, arguments: anytype) void {
-        if (log.options.explanation) |explanation| explanation.set(format, arguments);
+        log.explanation.set(format, arguments);
     }
 
     /// Starting thread, once, before any commit. Gives every good record above the checkpoint to `visitor`, in LSN
@@ -613,10 +620,8 @@ pub const Log = struct {
         log.takeAdded();
         errdefer log.preparation_failed.store(true, .monotonic);
         if (log.current.load(.acquire)) |segment| {
-            if (log.zeroing_wanted.swap(false, .acquire)) {
-                errdefer log.zeroing_wanted.store(true, .monotonic);
-                try log.zeroRest(segment);
-            }
+            // Where it fails the segment ends there, which the worker finds by itself.
+            if (log.zeroing_wanted.swap(false, .acquire)) log.zeroRest(segment) catch {};
         }
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
             const prepared = log.reserve orelse try log.createSegment(std.math.maxInt(u64), .within_limit);
@@ -718,24 +723,25 @@ pub const Log = struct {
 
     fn prepareAgain(log: *Log, segment: *Segment) storage_module.Error!void {
         const now_ns = log.storage.realtimeNs();
-        const file = segment.file orelse try log.storage.open(log.directory, segment.name(), log.direct);
-        segment.* = .{
-            .id = log.drawSegmentId(),
-            .epoch = log.epoch.load(.monotonic) + 1,
-            .size_bytes = segment.size_bytes,
-            .readable_bytes = segment.size_bytes,
-            .created_realtime_ns = now_ns,
-            .file = file,
-            .name_buffer = segment.name_buffer,
-            .name_length = segment.name_length,
-            .zeroed_bytes = .init(segment.groupsEnd()),
-        };
+        const size_bytes = segment.size_bytes;
+        const id = log.drawSegmentId();
         var buffer: [name_bytes]u8 = undefined;
-        const spare_name = spareName(&buffer, now_ns, segment.id);
+        const spare_name = spareName(&buffer, now_ns, id);
         try log.storage.rename(log.directory, segment.name(), log.directory, spare_name);
         segment.setName(spare_name);
-        // Whoever opened it may have found it cut short, or with holes.
-        log.storage.allocate(file, segment.size_bytes) catch |err| if (err != error.NotSupported) return err;
+        const file = segment.file orelse try log.storage.open(log.directory, spare_name, log.direct);
+        segment.* = .{
+            .id = id,
+            .epoch = log.epoch.load(.monotonic) + 1,
+            .size_bytes = size_bytes,
+            .readable_bytes = size_bytes,
+            .created_realtime_ns = now_ns,
+            .file = file,
+            .zeroed_bytes = .init(size_bytes - wal.block_size),
+        };
+        segment.setName(spare_name);
+        // It may have been found cut short, or with holes.
+        log.storage.allocate(file, size_bytes) catch |err| if (err != error.NotSupported) return err;
         try log.writePreparedHeader(segment, log.maintenance_block);
         try log.storage.syncDirectory(log.directory);
     }
@@ -752,7 +758,7 @@ pub const Log = struct {
     }
 
     /// The block that was written longer ago is written, so that one whole block is there at any time.
-    fn writeCheckpoint(log: *Log, applied_lsn: u64) storage_module.Error!void {
+    pub fn writeCheckpoint(log: *Log, applied_lsn: u64) storage_module.Error!void {
         try log.writeCheckpointBlock(log.checkpoint_sequence + 1, applied_lsn);
         log.applied_lsn_before = log.applied_lsn;
         log.applied_lsn = applied_lsn;

@@ -502,3 +502,17 @@ test "the worker commits while maintenance zero-writes, prepares, checkpoints an
     _ = try bench.reopen(with, applied + 1, 900);
     try testing.expectEqual(@as(usize, 0), bench.log.?.recovery.notes.len);
 }
+
+test "starts without work take no space" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    _ = try bench.reopen(options, 1, 0);
+    for (0..30) |_| try bench.commit(4, 2000);
+    const last = bench.log.?.durableLsn();
+    const held = (try bench.reopen(options, 1, last)).bytesHeld();
+    for (0..10) |_| {
+        const log = try bench.reopen(options, 1, last);
+        try testing.expectEqual(held, log.bytesHeld());
+    }
+}

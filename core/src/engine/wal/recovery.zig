@@ -546,6 +546,11 @@ const Walk = struct {
             };
             return;
         };
+        // Said in the checkpoint too: a daemon that is started again and again does this once, not each time.
+        log.writeCheckpoint(log.applied_lsn) catch |err| {
+            log.explain("cannot write {s}/{s}: {s}. Mend the disk, and start again", .{ log.path, log_module.checkpoint_name, @errorName(err) });
+            return err;
+        };
         walk.durable_lsn = log.durableLsn();
         log.takeAdded();
         const current = log.current.load(.monotonic).?;
