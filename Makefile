@@ -24,7 +24,7 @@ NATIVE_SOURCES := hatch_build.py $(shell find core -name '*.zig' -o -name '*.h')
 # A header's test is part of its library's root.
 ZIG_TESTS := $(filter-out core/src/header_%,$(sort $(wildcard core/src/*_test.zig)))
 
-.PHONY: build demo test test-zig test-ring-sanitized test-python bench check clean $(ZIG_TESTS:%=test-%)
+.PHONY: build demo test test-zig test-client-sanitized test-python bench check clean $(ZIG_TESTS:%=test-%)
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.native
@@ -47,14 +47,14 @@ test: build
 	$(MAKE) --jobs=2 --output-sync=target test-zig
 	$(MAKE) test-python
 
-test-zig: $(ZIG_TESTS:%=test-%) test-ring-sanitized
+test-zig: $(ZIG_TESTS:%=test-%) test-client-sanitized
 
 $(ZIG_TESTS:%=test-%): test-%: build
 	$(ZIG_TEST) $*
 
 # The ring's producers once more under ThreadSanitizer. It finds nothing without -fllvm; its verdict is the exit code.
-test-ring-sanitized: build
-	$(ZIG_TEST) -fsanitize-thread --test-filter producer_test core/src/client_test.zig
+test-client-sanitized: build
+	$(ZIG_TEST) -fsanitize-thread core/src/client_test.zig
 
 test-python: build
 	$(RUN) -m pytest -n 2

@@ -67,7 +67,8 @@ def compile_library(library: Library, machine: str, output: Path) -> None:
         command = [
             sys.executable, "-m", "ziglang", "build-lib", "-dynamic", str(SOURCES / f"{library.name}.zig"),
             "--name", library.name, f"-femit-bin={built}", f"-fsoname={library.file_name}",
-            "-OReleaseFast", "-fllvm", "-lc",
+            # nodelete: a destructor of a thread must not outlive the library that it lies in.
+            "-OReleaseFast", "-fllvm", "-lc", "-z", "nodelete",
             "-target", f"{machine}-linux-gnu.{GLIBC}", f"-mcpu={CPU_OF_MACHINE[machine]}",
             # A profiler or a crash report can walk the stack; the symbols of the exports are kept in any case.
             "-fstrip", "-fno-omit-frame-pointer", "-funwind-tables",
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT, help="folder to lay the packages' folders in")
     arguments = parser.parse_args()
     try:
-        build(arguments.machine, arguments.output)
+        build(arguments.machine, arguments.output.resolve())
     except BuildFailed as error:
         print(f"hatch_build.py: {error}", file=sys.stderr)
         return 1

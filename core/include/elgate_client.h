@@ -63,7 +63,8 @@ int elgate_path_is_routed(const char *path);
  * (a file with pending records in the log and no daemon: the caller closes fd and reports the error). */
 int elgate_opened(int fd, const char *path, int flags);
 
-/* 1 routed, 0 native. */
+/* 1 routed, 0 native. Also 1 for a descriptor on a route that is only read: drain before looking at it, so that
+ * this process reads its own writes. */
 int elgate_is_routed(int fd);
 
 /* As the system call of the same name. A write that Elgate accepts is never short. */
@@ -78,7 +79,9 @@ int elgate_ftruncate(int fd, int64_t length_bytes);
 int elgate_fallocate(int fd, int mode, int64_t offset, int64_t length_bytes);
 
 /* Before any native look at the file (read, stat, lseek, sendfile, locks, rename, fork …): waits until this
- * process's writes to it are applied, and puts the kernel's offset where a native program would find it. */
+ * process's writes to it are applied, and puts the kernel's offset where a native program would find it. 0 for a
+ * native descriptor. A deferred error is shown, not consumed: who only reads may ignore it, and the next write,
+ * fsync or close still reports it. */
 int elgate_drain(int fd);
 /* The same for all routed descriptors; the first error, if any. */
 int elgate_drain_all(void);

@@ -178,7 +178,8 @@ version: 1
 runtime: {{mode: single_thread, shards: 1}}
 control: {{socket: {disk_dir}/c.sock, mode: "0600", group: "0"}}
 ring: {{path: /dev/shm/elgate_ring-test, isolation: per_uid}}
-wal: {{dir: {disk_dir}/wal, segment_size: 16MiB, max_size: 1GiB, max_age: 90min, allow_volatile: false}}
+wal: {{dir: {disk_dir}/wal, segment_size: 16MiB, max_size: 1GiB, max_age: 90min,
+       checkpoint_interval: 250ms, allow_volatile: false}}
 routes:
   - name: orders
     match: {{path: "{disk_dir}/orders/**"}}
@@ -192,7 +193,7 @@ routes:
         "test.yaml",
     )
     assert loaded.control == config.Control(disk_dir / "c.sock", 0o600, "0", 0)
-    assert loaded.wal == config.Wal(disk_dir / "wal", 16 << 20, 1 << 30, 90 * 60_000, False)
+    assert loaded.wal == config.Wal(disk_dir / "wal", 16 << 20, 1 << 30, 90 * 60_000, 250, False)
     assert [route.name for route in loaded.routes] == ["orders", "rest"]
     assert (loaded.routes[0].flush, loaded.routes[0].visibility, loaded.routes[0].on_full) == (
         "always",

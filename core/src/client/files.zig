@@ -425,7 +425,8 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         producer.ringDoorbell(view);
 
         ticket.* = .{ .position = @intCast(claim.position), .ordinal = standing.ring.ordinal };
-        use.file.inode.noteOperation(ticket.*);
+        // A barrier changes nothing that a reader would have to wait for.
+        if (request.operation != .barrier) use.file.inode.noteOperation(ticket.*);
         const counters = &session.row_counters[row];
         Counters.add(&counters.operations, 1);
         Counters.add(&counters.bytes, request.length_bytes);
@@ -985,12 +986,12 @@ pub fn opened(fd: i32, flags: linux.O) i32 {
         if (!observer) countFallback(@intFromEnum(control.Refusal.limit_reached));
         return 0;
     };
-    defer descriptors.unpin(file);
-    if (observer) return if (file.inode.currentCare() == .native) 0 else 1;
     const already_native = file.inode.currentCare() == .native;
+    // No pin of ours from here on: whoever makes the file native waits for all of them.
+    descriptors.unpin(file);
+    if (observer) return if (already_native) 0 else 1;
     const direct = flags.DIRECT;
-    const truncated = flags.TRUNC;
-    if (!already_native and !direct and !truncated) return 1;
+    if (!already_native and !direct and !flags.TRUNC) return 1;
     return openedSpecially(fd, already_native, direct);
 }
 

@@ -343,6 +343,28 @@ test "an error of the target comes back once to every handle, on write, fsync or
     try fixture.expectContents("file", "xxxyz");
 }
 
+test "O_DIRECT, at the open or by F_SETFL, makes the file native at once" {
+    const fixture = try Fixture.init(&everything);
+    defer fixture.deinit();
+    const fd = try fixture.create("file", true);
+    try testing.expectEqual(1, harness.write(fd, "a"));
+    const direct = try fixture.open("file", .{ .ACCMODE = .WRONLY, .DIRECT = true });
+    try testing.expectEqual(0, direct.routed);
+    try testing.expectEqual(1, fixture.daemon.count("fences"));
+    try testing.expectEqual(102, harness.status().last_fallback_reason);
+    try testing.expectEqual(harness.native, harness.write(fd, "b"));
+    try testing.expectEqual(0, harness.close(direct.fd));
+    try testing.expectEqual(0, harness.close(fd));
+
+    const later = try fixture.create("later", false);
+    try testing.expectEqual(1, harness.write(later, "a"));
+    _ = fake.check(linux.fcntl(later, linux.F.SETFL, @as(u32, @bitCast(linux.O{ .DIRECT = true }))));
+    try testing.expectEqual(0, library.elgate_flags_changed(later));
+    try testing.expectEqual(harness.native, harness.write(later, "b"));
+    try testing.expectEqual(2, fixture.daemon.count("fences"));
+    try testing.expectEqual(0, harness.close(later));
+}
+
 test "O_TRUNC on a file that the log knows is logged; on a new one it is nothing" {
     const fixture = try Fixture.init(&everything);
     defer fixture.deinit();

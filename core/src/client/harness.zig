@@ -22,6 +22,7 @@ pub fn startClient(socket: [*:0]const u8, fallback: ?[*:0]const u8, limit_ms: ?[
     environment("ELGATE_FALLBACK", fallback);
     environment("ELGATE_RECONNECT_TIMEOUT_MS", limit_ms);
     session.warned_protocol = false;
+    if (session.currentState() != .idle) session.stop(); // left over by a test that failed
     return library.elgate_start("test");
 }
 

@@ -146,6 +146,7 @@ pub const Engine = struct {
         const state = &engine.state;
         @atomicStore(u64, &state.stop_deadline_ns, os.monotonicNs() + timeout_ns, .release);
         @atomicStore(bool, &state.stopping, true, .release);
+        for (0..state.routeCount()) |index| state.route(@intCast(index)).log.hurry();
         state.wakeWorker();
         engine.worker_thread.join();
         state.wakeMaintenance();
@@ -162,6 +163,8 @@ pub const Engine = struct {
 
     /// After `stop`, once nobody reads events any more.
     pub fn destroy(engine: *Engine) void {
+        // A thread that hangs in a file system still looks at all this: it goes with the process.
+        if (engine.worker.applier.in_flight > 0) return;
         const state = &engine.state;
         const allocator = engine.allocator;
         engine.worker.deinit();
@@ -258,7 +261,8 @@ pub const Engine = struct {
         var iterator = directory.iterate();
         while (iterator.next() catch null) |entry| {
             if (entry.kind != .directory or engine.routeNamed(entry.name) != null) continue;
-            if (entry.name.len > routes.name_bytes_max) continue;
+            // No route's name has a dot: `quarantine.d` and whatever else people put there.
+            if (entry.name.len > routes.name_bytes_max or std.mem.indexOfScalar(u8, entry.name, '.') != null) continue;
             _ = try engine.makeRoute(entry.name, default_segment_bytes, default_log_bytes_max, failure);
         }
     }

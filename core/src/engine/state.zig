@@ -88,6 +88,7 @@ pub const State = struct {
 
     pub fn wakeMaintenance(state: *State) void {
         _ = @atomicRmw(u32, &state.maintenance_signal, .Add, 1, .seq_cst);
-        os.futexWake(&state.maintenance_signal, 1);
+        // Two threads wait on it, each for its own kind of work.
+        os.futexWake(&state.maintenance_signal, std.math.maxInt(i32));
     }
 };

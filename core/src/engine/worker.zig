@@ -36,6 +36,7 @@ const applier_module = @import("disk/applier.zig");
 const Applier = applier_module.Applier;
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
+const quarantine = @import("quarantine.zig");
 const log_module = @import("wal/log.zig");
 
 /// Bound of every sleep: what should have woken the worker and did not is found this late at the latest.
@@ -43,6 +44,7 @@ const sleep_ns_max = 100 * std.time.ns_per_ms;
 /// Open claims are looked at this often, so that a dead producer's is given up well within 50 ms.
 const sleep_ns_passed = 5 * std.time.ns_per_ms;
 const linger_ns = 20 * std.time.ns_per_us;
+const tick_ns_stopping = std.time.ns_per_ms;
 const retry_interval_ns = 100 * std.time.ns_per_ms;
 
 /// user_data of completions that are not a file's.
@@ -162,7 +164,9 @@ pub const Worker = struct {
         while (true) {
             const worked = worker.round();
             const now = os.monotonicNs();
-            if (now -% worker.last_tick_ns >= sleep_ns_max) worker.tick(now);
+            const stopping = @atomicLoad(bool, &state.stopping, .acquire);
+            const tick_ns: u64 = if (stopping) tick_ns_stopping else sleep_ns_max;
+            if (now -% worker.last_tick_ns >= tick_ns) worker.tick(now);
             if (worked) {
                 worked_ns = now;
                 continue;
@@ -173,7 +177,7 @@ pub const Worker = struct {
                 _ = linux.syscall0(.sched_yield);
                 continue;
             }
-            if (@atomicLoad(bool, &state.stopping, .acquire)) {
+            if (stopping) {
                 const drained = worker.isDrained();
                 if (drained or now >= @atomicLoad(u64, &state.stop_deadline_ns, .acquire)) {
                     @atomicStore(bool, &state.drained, drained, .release);
@@ -231,13 +235,17 @@ pub const Worker = struct {
 
     fn handle(worker: *Worker, item: *const Item, was_passed: bool) void {
         const header = &item.header;
-        if (worker.state.null_sink) {
-            worker.consumer.consume(item, consumer_module.no_route);
-            worker.state.counters.add(.records_total, 1);
-            return;
-        }
         const file = worker.fileOf(item) orelse return;
         const route = worker.state.route(file.route);
+        if (worker.state.null_sink) {
+            const payload = worker.state.ring.view.payload(item.position, ring.spanForLength(header.length_bytes));
+            if (checksum.crc32c(0, payload[0..header.length_bytes]) != header.payload_checksum) return worker.reject(item, "its payload checksum is wrong");
+            worker.consumer.consume(item, @intCast(route.index));
+            worker.state.counters.add(.records_total, 1);
+            route.touched = true;
+            worker.activate(route);
+            return;
+        }
         const consumed = if (worker.wasLogged(item.position)) true else switch (@as(ring.Operation, @enumFromInt(header.operation))) {
             .write, .append, .truncate, .allocate => worker.take(item, file, route),
             .barrier => blk: {
@@ -271,7 +279,7 @@ pub const Worker = struct {
                 worker.consumer.consume(item, consumer_module.no_route);
                 return null;
             }
-            worker.reject(item, "no log knows its file");
+            worker.setAside(item);
             return null;
         }
         if (header.handle >= positions.handles_max) {
@@ -289,6 +297,21 @@ pub const Worker = struct {
             return null;
         }
         return file;
+    }
+
+    /// Accepted by an earlier daemon for a file that is not there any more, or that no log names: kept, never
+    /// thrown away.
+    fn setAside(worker: *Worker, item: *const Item) void {
+        const header = &item.header;
+        worker.consumer.consume(item, consumer_module.no_route);
+        if (header.operation == @intFromEnum(ring.Operation.barrier)) return;
+        const span = ring.spanForLength(header.length_bytes);
+        const payload = worker.state.ring.view.payload(item.position, span)[0..header.length_bytes];
+        quarantine.add(worker.state, null, std.mem.asBytes(header), payload, .{
+            .file_id = header.file_id,
+            .path = "?",
+            .reason = "no log names its file, or the file is not there any more",
+        });
     }
 
     fn wasLogged(worker: *Worker, position: u64) bool {
@@ -1024,10 +1047,9 @@ pub const Worker = struct {
         if (route.checkpoint_blocked) return;
         const stopping = @atomicLoad(bool, &state.stopping, .acquire);
         const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping;
-        if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn < route.data_lsn) return;
+        if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
         // A record that the ring still holds must stay in the log, or the next daemon would take it again.
         if (worker.consumer.tail != worker.consumer.scan) return;
-        if (route.applying_first != null or route.buffer != null) return;
         job.last_ns = now;
         job.lsn = route.applied_lsn;
         route.bytes_since_checkpoint = 0;
@@ -1042,7 +1064,11 @@ pub const Worker = struct {
         worker.commitOpen(route);
         if (route.failed_errno != 0) return;
         std.mem.swap(@TypeOf(job.files), &job.files, &route.checkpoint_next);
-        for (job.files.items) |file| file.dirty = false;
+        for (job.files.items) |file| {
+            file.dirty = false;
+            // What stands above the checkpoint is not in the file for certain: the next one syncs it again.
+            if (file.last_lsn > job.lsn) worker.noteDirty(file, route);
+        }
         @atomicStore(@TypeOf(job.state), &job.state, .requested, .release);
         state.wakeMaintenance();
     }
@@ -1102,7 +1128,7 @@ pub const Worker = struct {
         }
         var limit: u64 = sleep_ns_max;
         if (worker.consumer.passed_count > 0) limit = sleep_ns_passed;
-        if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, 2 * std.time.ns_per_ms);
+        if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, tick_ns_stopping);
         state.counters.add(.worker_sleeps_total, 1);
         if (worker.state.disk_engine == .lanes or (worker.applier.in_flight == 0 and !worker.doorbell_armed)) {
             os.futexWait(doorbell, 1, limit);

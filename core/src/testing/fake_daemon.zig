@@ -272,6 +272,9 @@ pub const FakeDaemon = struct {
     positions_fd: i32 = -1,
     positions_memory: []align(std.heap.page_size_min) u8 = &.{},
     known: std.ArrayListUnmanaged(Known) = .empty,
+    /// Positions of this ring that were performed, as a log remembers them: behind an open claim a slot is not
+    /// released, and the next daemon meets its record again.
+    performed: std.AutoHashMapUnmanaged(u64, void) = .empty,
     handles: [256]Handle = @splat(.{}),
     rows: [ring.producer_rows]u64 = @splat(0),
     next_session: u64 = 1,
@@ -328,6 +331,7 @@ pub const FakeDaemon = struct {
         if (daemon.listener >= 0) daemon.die();
         for (daemon.known.items) |known| _ = linux.close(known.fd);
         daemon.known.deinit(allocator);
+        daemon.performed.deinit(allocator);
         daemon.ring.deinit();
         for (daemon.rings_before.items) |before| before.deinit();
         daemon.rings_before.deinit(allocator);
@@ -395,6 +399,7 @@ pub const FakeDaemon = struct {
     pub fn loseRing(daemon: *FakeDaemon) void {
         daemon.rings_before.append(allocator, daemon.ring) catch @panic("memory");
         daemon.ring = TestRing.init();
+        daemon.performed.clearAndFree(allocator);
     }
 
     pub fn pause(daemon: *FakeDaemon, paused: bool) void {
@@ -506,6 +511,8 @@ pub const FakeDaemon = struct {
 
     fn perform(daemon: *FakeDaemon, record: *const Record) void {
         const header = &record.header;
+        const known_position = daemon.performed.getOrPut(allocator, record.position) catch @panic("memory");
+        if (known_position.found_existing) return;
         if (record.position >= daemon.recovery_head) {
             const handle = if (header.handle < daemon.handles.len) daemon.handles[header.handle] else Handle{};
             if (handle.session == 0 or handle.session != daemon.rows[record.owner] or handle.file_id != header.file_id) {

@@ -85,6 +85,8 @@ class Wal:
     segment_bytes: int = 64 * MIB
     max_bytes: int = 4096 * MIB
     max_age_ms: int = 24 * 3_600_000
+    # How far behind the log the target files may be synced; a replay does what lies between again.
+    checkpoint_interval_ms: int = 5_000
     allow_volatile: bool = False
 
 
@@ -147,6 +149,7 @@ class Config:
                 "segment_size": format_size(self.wal.segment_bytes),
                 "max_size": format_size(self.wal.max_bytes),
                 "max_age": format_duration(self.wal.max_age_ms),
+                "checkpoint_interval": format_duration(self.wal.checkpoint_interval_ms),
                 "allow_volatile": self.wal.allow_volatile,
             },
             "disk": {"engine": self.disk.engine},
@@ -540,6 +543,7 @@ _DOCUMENT: Mapping[str, _Parser] = {
             "segment_size": _parse_segment_size,
             "max_size": _parse_size,
             "max_age": _parse_duration,
+            "checkpoint_interval": _parse_duration,
             "allow_volatile": _parse_boolean,
         }
     ),
@@ -617,6 +621,7 @@ def parse(content: bytes | str, source: str) -> Config:
             segment_bytes=wal.get("segment_size", base.wal.segment_bytes),
             max_bytes=wal.get("max_size", base.wal.max_bytes),
             max_age_ms=wal.get("max_age", base.wal.max_age_ms),
+            checkpoint_interval_ms=wal.get("checkpoint_interval", base.wal.checkpoint_interval_ms),
             allow_volatile=wal.get("allow_volatile", base.wal.allow_volatile),
         ),
         routes=values.get("routes") or (),

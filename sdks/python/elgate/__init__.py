@@ -5,7 +5,7 @@
 
 From then on `open`, `os.write`, `os.fsync` and their like work through the daemon for files on its routes, and are
 the operating system's own for all others. A program that shall not be touched at all is started with
-`python -m elgate.run program.py`. What is guaranteed, and where the limits are, stands in docs/semantics.md.
+`python -m elgate.run program.py`.
 
 Without a daemon everything stays native (ELGATE_FALLBACK: passthrough, wait or fail). ELGATE_DISABLE=1 hooks nothing.
 """
@@ -37,7 +37,7 @@ def patch_all() -> bool:
     ELGATE_FALLBACK=passthrough (one line on stderr says so, and files stay native, except that one which still has
     records in a daemon's log refuses to open). RuntimeWarning: names modules that imported what is replaced before.
     OSError: no daemon, and ELGATE_FALLBACK forbids going on without. ImportError: the native library is missing."""
-    if os.environ.get("ELGATE_DISABLE") == "1":
+    if os.environ.get("ELGATE_DISABLE", "0") != "0":
         return False
     from elgate import _native, _patch
 
@@ -69,7 +69,8 @@ def append(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], data: Any)
 
     The file is created if need be, and stays open until `close()` or the end of the process: after a rotation, call
     `close()`. Any thread; needs no patch_all. Without a daemon the append is native, and "durable" an fsync.
-    ValueError: on no route. OSError: that of open or write."""
+    ValueError: on no route. OSError: that of open or write; EMSGSIZE where `data` is above a quarter of the ring, which
+    is 1 MiB with its header."""
     from elgate import _append
 
     return _append.append(path, data)

@@ -16,13 +16,12 @@ from elgate._descriptors import (
     forget,
     kept,
     native_close,
-    native_open,
     open_descriptor,
     routed,
     tracked,
 )
 from elgate._file import memory_of, native_write
-from elgate._native import LEVELS, NATIVE, ffi, library, os_error, retry_on_interrupt
+from elgate._native import LEVELS, NATIVE, ffi, library, os_error
 
 native_fsync = os.fsync
 
@@ -45,10 +44,7 @@ class Appender:
         self._error: OSError | None = None
         # One entry for each thread that is using the descriptor: a list, because its append and pop cannot be torn.
         self._users: list[None] = []
-        if not _native.start():
-            self._fd = native_open(path, _FLAGS, 0o666)
-            return
-        if elgate_path_is_routed(os.fsencode(path)) != 1:
+        if _native.start() and elgate_path_is_routed(os.fsencode(path)) != 1:
             raise ValueError(
                 f"elgate.append: {os.fsdecode(path)!r} is on no route of the daemon: give the path of a file on one "
                 "(`elgate routes ls` shows them), or add a route"
@@ -76,7 +72,7 @@ class Appender:
         try:
             if fd in routed:
                 ticket = ffi.new("uint64_t *")
-                result = retry_on_interrupt(library.elgate_append, fd, memory, len(memory), ticket)
+                result = library.elgate_append(fd, memory, len(memory), ticket)
                 if result >= 0:
                     return Ack(self, int(ticket[0]))
                 if result != NATIVE:
@@ -163,15 +159,16 @@ class Ack:
 
 
 def _wait(fd: int, ticket: int, level: int, timeout: float | None) -> int:
+    result: int
     if timeout is None:
-        return retry_on_interrupt(library.elgate_wait, fd, ticket, level, -1)
+        result = library.elgate_wait(fd, ticket, level, -1)
+        return result
     deadline = time.monotonic() + timeout
     while True:
         left_ms = max(0, math.ceil((deadline - time.monotonic()) * 1000))
-        result: int = library.elgate_wait(fd, ticket, level, min(left_ms, _WAIT_SLICE_MS))
-        if result == -errno.EINTR or (result == -errno.ETIMEDOUT and left_ms > _WAIT_SLICE_MS):
-            continue
-        return result
+        result = library.elgate_wait(fd, ticket, level, min(left_ms, _WAIT_SLICE_MS))
+        if result != -errno.ETIMEDOUT or left_ms <= _WAIT_SLICE_MS:
+            return result
 
 
 _lock = threading.Lock()

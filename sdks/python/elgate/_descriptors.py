@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from stat import S_ISREG
 from typing import Any, Union
 
-from elgate._native import NATIVE, by_handler, constants, library, os_error, retry_on_interrupt
+from elgate._native import NATIVE, by_handler, constants, library, os_error
 
 Inode = tuple[int, int]
 Path = Union[str, bytes]
@@ -169,7 +169,7 @@ def close_descriptor(fd: int) -> None:
 
 def _truncate_at_open(fd: int, path: Path) -> None:
     if fd in routed:
-        result = retry_on_interrupt(library.elgate_ftruncate, fd, 0)
+        result = library.elgate_ftruncate(fd, 0)
         if result == 0:
             return
         if result != NATIVE:

@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 import weakref
-from errno import EAGAIN, EINTR
+from errno import EAGAIN
 from typing import Any, Callable, Union
 
 from elgate import _descriptors
@@ -35,7 +35,7 @@ from elgate._descriptors import (
     routed,
     tracked,
 )
-from elgate._native import NATIVE, before_exit, by_handler, from_buffer, library, os_error, retry_on_interrupt
+from elgate._native import NATIVE, before_exit, by_handler, from_buffer, library, os_error
 
 native_file_close = io.FileIO.close
 native_file_read = io.FileIO.read
@@ -100,25 +100,22 @@ class FileIO(io.FileIO):
         text = super().__repr__()
         return text.replace("<FileIO ", "<_io.FileIO ", 1) if type(self) is FileIO else text
 
-    def write(self, data: Any, /) -> int | None:  # type: ignore[override]
+    def write(self, data: Any, /) -> int | None:  # type: ignore[override,unused-ignore]
         fd = self._write_descriptor
         if fd not in routed and not (fd in duplicates and proven(fd)):
             return native_file_write(self, data)
         memory = data if type(data) is bytes else memory_of(data)
-        length = len(memory)
-        while True:
-            for count in map(elgate_write, (fd,), (memory,), (length,)):
-                if count >= 0:
-                    return count  # type: ignore[no-any-return]
-            if count == NATIVE:
-                became_native(fd)
-                return native_file_write(self, data)
-            if count == -EAGAIN:
-                return None
-            if count != -EINTR:
-                raise os_error(count)
+        for count in map(elgate_write, (fd,), (memory,), (len(memory),)):
+            if count >= 0:
+                return count  # type: ignore[no-any-return]
+        if count == NATIVE:
+            became_native(fd)
+            return native_file_write(self, data)
+        if count == -EAGAIN:
+            return None
+        raise os_error(count)
 
-    def readinto(self, buffer: Any, /) -> int | None:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int | None:
         drain(self._descriptor)
         for count in map(native_file_readinto, (self,), (buffer,)):
             return count
@@ -164,7 +161,7 @@ class FileIO(io.FileIO):
             length = -1
         if not 0 <= length <= OFFSET_MAX:
             return native_file_truncate(self, size)  # raises
-        result = retry_on_interrupt(library.elgate_ftruncate, fd, length)
+        result = library.elgate_ftruncate(fd, length)
         if result == NATIVE:
             became_native(fd)
             return native_file_truncate(self, size)
@@ -237,7 +234,7 @@ def routed_open(
     """The hook of builtins.open and io.open."""
     # Warnings are for the caller's line, not for this one.
     if _warns_of_default_encoding and encoding is None and isinstance(mode, str) and "b" not in mode:
-        encoding = io.text_encoding(encoding, 2)  # type: ignore[attr-defined]
+        encoding = io.text_encoding(encoding, 2)
     if buffering == 1 and isinstance(mode, str) and "b" in mode:
         warnings.warn(
             "line buffering (buffering=1) isn't supported in binary mode, the default buffer size will be used",
@@ -249,7 +246,7 @@ def routed_open(
     taker = None
     if _descriptors.mode != UNPATCHED:
         if not isinstance(file, (str, bytes)) and hasattr(type(file), "__fspath__"):
-            file = os.fspath(file)
+            file = os.fspath(file)  # type: ignore[arg-type]
         if isinstance(file, (str, bytes)):
             if opener is not None or is_concerned(file, _writes(mode)):
                 taker = _Taker(opener)
@@ -286,7 +283,7 @@ def _layers(
         if isinstance(name, (str, bytes)):
             _descriptors.close_descriptor(fd)
         raise
-    raw.name = name  # type: ignore[misc,assignment]
+    raw.name = name
     result: Any = raw
     try:
         line_buffering = buffering == 1

@@ -4,6 +4,9 @@ Each does two things: what concerns Elgate if a tracked descriptor (or a path to
 and else, after one look-up, the native call with the very same arguments. Wrong arguments always reach the native
 call, so that it is the one to complain.
 
+Not seen from here, and so native: code in C that opens or writes files by itself (sqlite3, or io.FileIO when
+it is constructed directly), and DirEntry.stat, which may show a size from before the last writes.
+
 A hook is a bound method, because those share the one property of built-in functions that programs rely on without
 knowing: standing in a class (`class C: unlink = os.unlink`), they do not bind a second time. What they are bound to
 stands for the module, so that hooks pickle as built-in functions do: by name.
@@ -18,7 +21,6 @@ import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
-from errno import EINTR
 from types import MethodType
 from typing import Any
 
@@ -61,7 +63,7 @@ from elgate._descriptors import (
     writers,
 )
 from elgate._file import OFFSET_MAX, memory_of, native_write, routed_open
-from elgate._native import NATIVE, by_handler, ffi, library, os_error, retry_on_interrupt
+from elgate._native import NATIVE, by_handler, ffi, library, os_error
 
 elgate_fsync = library.elgate_fsync
 elgate_pwrite = library.elgate_pwrite
@@ -197,6 +199,7 @@ def _fresh(fds: Sequence[int]) -> None:
 native_pipe = os.pipe
 native_pipe2 = os.pipe2
 native_openpty = os.openpty
+native_memfd_create = getattr(os, "memfd_create", None)
 
 
 @hook("os", "posix")
@@ -220,6 +223,13 @@ def openpty(home: Home) -> tuple[int, int]:
     return fds
 
 
+@hook("os", "posix")
+def memfd_create(home: Home, name: Any, flags: int = getattr(os, "MFD_CLOEXEC", 1)) -> int:
+    fd: int = native_memfd_create(name, flags)  # type: ignore[misc]
+    _fresh((fd,))
+    return fd
+
+
 # --- Writing -----------------------------------------------------------------------------------------------------
 
 
@@ -229,11 +239,9 @@ def write(home: Home, fd: int, data: Any, /) -> int:
     if number not in routed and not (number in duplicates and proven(number)):
         return native_write(fd, data)
     memory = data if type(data) is bytes else memory_of(data)
-    count = elgate_write(number, memory, len(memory))
+    count: int = elgate_write(number, memory, len(memory))
     if count >= 0:
-        return count  # type: ignore[no-any-return]
-    if count == -EINTR:
-        count = retry_on_interrupt(elgate_write, number, memory, len(memory))
+        return count
     return _written(number, count, native_write, fd, data)
 
 
@@ -266,7 +274,7 @@ def pwrite(home: Home, fd: int, buffer: Any, offset: int, /) -> int:
     if position < 0:
         return native_pwrite(fd, buffer, offset)
     memory = buffer if type(buffer) is bytes else memory_of(buffer)
-    count = retry_on_interrupt(elgate_pwrite, number, memory, len(memory), position)
+    count = elgate_pwrite(number, memory, len(memory), position)
     return _written(number, count, native_pwrite, fd, buffer, offset)
 
 
@@ -291,7 +299,7 @@ def writev(home: Home, fd: int, buffers: Any, /) -> int:
     if not is_routed(number):
         return native_writev(fd, buffers)
     vectors, count, _memory = _vectors_of(buffers)
-    written = retry_on_interrupt(elgate_writev, number, vectors, count)
+    written = elgate_writev(number, vectors, count)
     return _written(number, written, native_writev, fd, buffers)
 
 
@@ -305,15 +313,16 @@ def pwritev(home: Home, fd: int, buffers: Any, offset: int, flags: int = 0, /) -
         return native_pwritev(fd, buffers, offset, flags)
     position = _offset_of(offset)
     options = descriptor(flags)
+    if position < 0 or options < 0:
+        return native_pwritev(fd, buffers, offset, flags)
     if options & ~_SYNCHRONOUS:
         go_native(number, UNSUPPORTED)
-    if position < 0 or options & ~_SYNCHRONOUS:
         return native_pwritev(fd, buffers, offset, flags)
     vectors, count, _memory = _vectors_of(buffers)
-    written = retry_on_interrupt(elgate_pwritev, number, vectors, count, position)
+    written = elgate_pwritev(number, vectors, count, position)
     written = _written(number, written, native_pwritev, fd, buffers, offset, flags)
     if options:
-        result = retry_on_interrupt(elgate_fsync, number)
+        result = elgate_fsync(number)
         if result < 0 and result != NATIVE:
             raise os_error(result)
     return written
@@ -332,7 +341,7 @@ def _sync(native: Callable[[Any], None], fd: Any) -> None:
     fds = (number,) if number in routed else tuple(writers.get(inode, ()))
     is_native = number not in routed and number not in duplicates
     for writer in fds:
-        result = retry_on_interrupt(elgate_fsync, writer)
+        result = elgate_fsync(writer)
         if result == NATIVE:
             became_native(writer)
             is_native = True
@@ -376,7 +385,7 @@ def ftruncate(home: Home, fd: int, length: int, /) -> None:
 
 
 def _truncated(number: int, size: int, native: Callable[..., None], *arguments: Any) -> None:
-    result = retry_on_interrupt(library.elgate_ftruncate, number, size)
+    result = library.elgate_ftruncate(number, size)
     if result == NATIVE:
         became_native(number)
         native(*arguments)
@@ -422,7 +431,7 @@ def posix_fallocate(home: Home, fd: int, offset: int, length: int, /) -> None:
     if start < 0 or size <= 0 or start + size > OFFSET_MAX or not is_routed(number):
         native_posix_fallocate(fd, offset, length)
         return
-    result = retry_on_interrupt(library.elgate_fallocate, number, 0, start, size)
+    result = library.elgate_fallocate(number, 0, start, size)
     if result == NATIVE:
         became_native(number)
         native_posix_fallocate(fd, offset, length)
@@ -525,7 +534,7 @@ def copy_file_range(
     home: Home, src: int, dst: int, count: int, offset_src: int | None = None, offset_dst: int | None = None
 ) -> int:
     _kernel_copies(src, dst)
-    return native_copy_file_range(src, dst, count, offset_src, offset_dst)  # type: ignore[misc]
+    return native_copy_file_range(src, dst, count, offset_src, offset_dst)  # type: ignore
 
 
 @hook("os", "posix")
@@ -539,7 +548,7 @@ def splice(
     flags: int = 0,
 ) -> int:
     _kernel_copies(src, dst)
-    return native_splice(src, dst, count, offset_src, offset_dst, flags)  # type: ignore[misc]
+    return native_splice(src, dst, count, offset_src, offset_dst, flags)  # type: ignore
 
 
 # --- Names and attributes: drained, then native --------------------------------------------------------------------
@@ -666,7 +675,7 @@ def fcntl_fcntl(home: Home, fd: Any, cmd: int, arg: Any = 0, /) -> Any:
         return copy
     drain(number)
     if cmd == fcntl.F_SETFL:
-        if descriptor(arg) & os.O_DIRECT:
+        if _offset_of(arg) > 0 and descriptor(arg) & os.O_DIRECT:
             go_native(number, DIRECT)
         try:
             return native_fcntl(fd, cmd, arg)

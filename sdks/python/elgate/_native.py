@@ -11,7 +11,6 @@ import functools
 import os
 import re
 import sys
-from errno import EINTR
 from typing import Any, Callable
 
 from cffi import FFI
@@ -42,7 +41,7 @@ def _load() -> tuple[FFI, Any, dict[str, int]]:
 ffi, library, constants = _load()
 
 # The memory of a buffer as `const void *`, without a copy: ffi.from_buffer without its layer of Python.
-from_buffer = functools.partial(ffi._backend.from_buffer, ffi.typeof("char[]"))
+from_buffer = functools.partial(ffi._backend.from_buffer, ffi.typeof("char[]"))  # type: ignore[attr-defined]
 
 NATIVE: int = constants["ELGATE_NATIVE"]
 LEVELS: dict[str, int] = {
@@ -114,12 +113,3 @@ def status() -> dict[str, int]:
     block = ffi.new("struct elgate_client_status *")
     library.elgate_get_status(block)
     return {name: int(getattr(block, name)) for name, _ in ffi.typeof("struct elgate_client_status").fields}
-
-
-def retry_on_interrupt(function: Any, *arguments: Any) -> int:
-    """Calls the library again while a signal interrupts it; Python's handlers run in between, as after a system
-    call (PEP 475)."""
-    result: int = function(*arguments)
-    while result == -EINTR:
-        result = function(*arguments)
-    return result

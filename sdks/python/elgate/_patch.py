@@ -43,7 +43,7 @@ def install(connected: bool, stacklevel: int) -> None:
         for (module, name), hook in hooks.items():
             _set(importlib.import_module(module), name, hook)
         _exchange_capabilities({original: hooks[key] for key, original in originals.items()})
-        socket.socket.sendmsg = socket_sendmsg
+        socket.socket.sendmsg = socket_sendmsg  # type: ignore
         late = []
         # Twins (os.write, posix.write) are called by the name that comes first.
         hook_of = {id(original): (key, hooks[key]) for key, original in reversed(originals.items())}

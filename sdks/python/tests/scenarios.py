@@ -483,12 +483,36 @@ def numbers_that_come_back(step: Step, here: Path) -> None:
     step(os.write, ends[1], b"through the pipe")
     step(os.read, ends[0], 100)
     os.close(ends[0]), os.close(ends[1])
-    fd = os.open("a", os.O_WRONLY | os.O_APPEND)
-    libc.close(fd)
-    other = os.open("b", os.O_WRONLY | os.O_CREAT)
-    step.note(fd == other)
-    step(os.write, other, b"to b")
-    os.close(other)
+    # Each of these gets the number of a descriptor of "a", and is written to through it.
+    outside = str(here.parent.parent / f"outside-{os.getpid()}").encode()
+    takers: list[Callable[[], int]] = [
+        lambda: os.open("b", os.O_RDWR | os.O_CREAT),
+        lambda: os.open(outside, os.O_RDWR | os.O_CREAT),
+        lambda: os.memfd_create("memory"),
+        lambda: os.dup(elsewhere),
+    ]
+    elsewhere = os.open(outside, os.O_RDWR | os.O_CREAT)
+    for take in takers:
+        fd = os.open("a", os.O_WRONLY | os.O_APPEND)
+        os.write(fd, b"to a,")
+        libc.close(fd)
+        other = take()
+        step.note(fd == other)
+        step(os.write, other, b"not to a")
+        step(os.pread, other, 100, 0)
+        os.close(other)
+    # Nobody is told of these; only a duplicate is looked at again.
+    fd = os.open("a", os.O_WRONLY)
+    copy = os.dup(fd)
+    os.write(copy, b"to a,")
+    libc.close(copy)
+    other = libc.open(outside, os.O_RDWR | os.O_TRUNC)
+    step.note(copy == other)
+    step(os.write, other, b"by C")
+    step(os.pread, other, 100, 0)
+    for descriptor in (fd, other, elsewhere):
+        os.close(descriptor)
+    os.unlink(outside)
     fd = os.open("a", os.O_WRONLY)
     os.fsync(fd)  # a barrier for what went through the numbers that are gone
     os.close(fd)

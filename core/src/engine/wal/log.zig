@@ -244,6 +244,8 @@ pub const Log = struct {
     in_use: std.atomic.Value(bool),
     /// The current segment is not zero-written to its end, and maintenance has not begun with it.
     zeroing_wanted: std.atomic.Value(bool),
+    /// See `hurry`.
+    closing: std.atomic.Value(bool),
     /// The last preparation failed: not before a checkpoint, or another segment, is it worth the trouble again.
     preparation_failed: std.atomic.Value(bool),
     /// Worker: the segment put to use last.
@@ -299,6 +301,7 @@ pub const Log = struct {
             .added = .init(null),
             .in_use = .init(false),
             .zeroing_wanted = .init(false),
+            .closing = .init(false),
             .preparation_failed = .init(false),
             .newest_id = 0,
             .header_block = &blocks[0],
@@ -574,6 +577,11 @@ pub const Log = struct {
         };
         var offset: u64 = 0;
         while (offset < zeroed_end) {
+            if (offset > 0 and log.closing.load(.monotonic)) {
+                // Nobody will wait for the rest: it is zero-written when the segment is used, like any other.
+                zeroed_end = offset;
+                break;
+            }
             const count = @min(log.options.zero_bytes, zeroed_end - offset);
             try log.storage.write(segment.file.?, &.{zeros[0..count]}, offset, false);
             offset += count;
@@ -600,6 +608,11 @@ pub const Log = struct {
             const id = log.storage.randomU64();
             if (id != 0) return id;
         }
+    }
+
+    /// Any thread. The log is about to be closed: what is prepared ahead of need is cut short.
+    pub fn hurry(log: *Log) void {
+        log.closing.store(true, .monotonic);
     }
 
     /// Any thread. `prepareNextSegment` has something to do. A route without records keeps no prepared segment.
@@ -634,7 +647,7 @@ pub const Log = struct {
 
     /// The worker may retire the segment meanwhile; it stays until maintenance removes it.
     fn zeroRest(log: *Log, segment: *Segment) storage_module.Error!void {
-        while (!segment.retired.load(.acquire)) {
+        while (!segment.retired.load(.acquire) and !log.closing.load(.monotonic)) {
             const zeroed = segment.zeroed_bytes.load(.monotonic);
             if (zeroed >= segment.groupsEnd()) return;
             try log.zeroNext(segment, zeroed + 1, true);
