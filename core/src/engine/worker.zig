@@ -43,7 +43,6 @@ const log_module = @import("wal/log.zig");
 const sleep_ns_max = 100 * std.time.ns_per_ms;
 /// Open claims are looked at this often, so that a dead producer's is given up well within 50 ms.
 const sleep_ns_passed = 5 * std.time.ns_per_ms;
-const linger_ns = 20 * std.time.ns_per_us;
 const tick_ns_stopping = std.time.ns_per_ms;
 const retry_interval_ns = 100 * std.time.ns_per_ms;
 
@@ -160,23 +159,13 @@ pub const Worker = struct {
 
     fn loop(worker: *Worker) void {
         const state = worker.state;
-        var worked_ns: u64 = 0;
         while (true) {
             const worked = worker.round();
             const now = os.monotonicNs();
             const stopping = @atomicLoad(bool, &state.stopping, .acquire);
             const tick_ns: u64 = if (stopping) tick_ns_stopping else sleep_ns_max;
             if (now -% worker.last_tick_ns >= tick_ns) worker.tick(now);
-            if (worked) {
-                worked_ns = now;
-                continue;
-            }
-            // Whoever was just answered often has the next operation ready: yielding to them for a moment is
-            // cheaper than a sleep and a wake. No commit is in flight here.
-            if (now - worked_ns < linger_ns) {
-                _ = linux.syscall0(.sched_yield);
-                continue;
-            }
+            if (worked) continue;
             if (stopping) {
                 const drained = worker.isDrained();
                 if (drained or now >= @atomicLoad(u64, &state.stop_deadline_ns, .acquire)) {
