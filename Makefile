@@ -52,7 +52,7 @@ test-zig: $(ZIG_TESTS:%=test-%) test-client-sanitized
 $(ZIG_TESTS:%=test-%): test-%: build
 	$(ZIG_TEST) $*
 
-# The ring's producers once more under ThreadSanitizer. It finds nothing without -fllvm; its verdict is the exit code.
+# The client once more under ThreadSanitizer. It finds nothing without -fllvm; its verdict is the exit code.
 test-client-sanitized: build
 	$(ZIG_TEST) -fsanitize-thread core/src/client_test.zig
 

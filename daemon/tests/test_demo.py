@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from elgate.daemon.demo import orders
-from elgate.daemon.demo.verify import Writer, parse_order, verify
+from elgate.daemon import places
+from elgate.daemon.demo import driver, orders
+from elgate.daemon.demo.verify import Verdict, Writer, parse_order, verify
 
 WRITER = Writer(shop=1, run=2, thread=3)
 
@@ -100,3 +102,60 @@ def test_the_program_knows_nothing_of_elgate() -> None:
     assert "import elgate" not in source
     assert "from elgate" not in source
     assert os.path.basename(orders.__file__) == "orders.py"
+
+
+@pytest.fixture
+def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole demo, in seconds."""
+    for name, value in (("ROUNDS", 1), ("ROUND_S", 0.3), ("UNDISTURBED_S", 0.2), ("SLICE_S", 0.1)):
+        monkeypatch.setattr(driver, name, value)
+
+
+def test_the_demo_ends_with_one_json_object_and_leaves_nothing(
+    short_demo: None, disk_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert driver.run_demo(disk_dir / "demo", keep=False, as_json=True) == 0
+    document = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert document["ok"] is True
+    assert (document["lost"], document["damaged"], document["doubled"], document["misordered"]) == (0, 0, 0, 0)
+    assert document["acknowledged"] == document["found"] > 0
+    assert document["kills"] == {"shop": 1, "daemon": 2}
+    assert document["ratio"] > 0
+    assert document["native"].keys() == document["elgate"].keys() == {"operations_per_s", "p50_us", "p95_us", "p99_us"}
+    assert not (disk_dir / "demo").exists()
+
+
+def test_the_demo_fails_where_an_order_is_lost_or_damaged_and_keeps_what_shows_it(
+    short_demo: None, disk_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify_after_damage(directory: Path, acknowledged: dict[Writer, int]) -> Verdict:
+        if directory.name == "killed":
+            journal = directory / "orders-001-001.log"
+            journal.write_bytes(b"!" + journal.read_bytes()[1 : -10 * orders.RECORD_BYTES])
+        return verify(directory, acknowledged)
+
+    monkeypatch.setattr(driver, "verify", verify_after_damage)
+    assert driver.run_demo(disk_dir / "demo", keep=False, as_json=True) == 1
+    out = capfd.readouterr().out
+    document = json.loads(out.splitlines()[-1])
+    assert document["ok"] is False
+    assert document["damaged"] == 1
+    assert document["lost"] in (10, 11)  # the first one, and the last ten, of which one may not be acknowledged
+    assert "orders-001-001.log:1: damaged" in out
+    assert (disk_dir / "demo" / "elgate" / "files" / "killed" / "orders-001-001.log").exists()
+
+
+def test_the_demo_says_so_where_storage_is_volatile(
+    short_demo: None, disk_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "VOLATILE_FILESYSTEMS", {places.filesystem_of(disk_dir).type})
+    driver.run_demo(disk_dir / "demo", keep=False, as_json=True)
+    out = capfd.readouterr().out
+    assert "does not survive a power cut" in out
+    assert json.loads(out.splitlines()[-1])["volatile"] is True
+
+
+def test_the_demo_refuses_a_directory_that_is_there(disk_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert driver.run_demo(disk_dir, keep=False, as_json=False) == 1
+    assert "File exists" in capfd.readouterr().out
+    assert disk_dir.exists()

@@ -8,6 +8,7 @@ pub const Counter = enum(u32) {
     barriers_total,
     groups_total,
     group_bytes_total,
+    commit_ns_total,
     applied_bytes_total,
     apply_failures_total,
     log_failures_total,

@@ -608,6 +608,7 @@ pub const Worker = struct {
         buffer.end_position = worker.consumer.scan;
         const bytes = buffer.group.commitBytes();
         var errno: i32 = 0;
+        const began_ns = os.monotonicNs();
         route.log.commit(&buffer.group) catch |err| {
             errno = log_module.errnoOf(err);
             worker.logFailed(route, buffer, errno, @errorName(err));
@@ -617,6 +618,7 @@ pub const Worker = struct {
             if (route.failed_errno != 0) worker.logRecovered(route);
             route.bytes_since_checkpoint += bytes;
             state.counters.add(.groups_total, 1);
+            state.counters.add(.commit_ns_total, os.monotonicNs() - began_ns);
             state.counters.add(.group_bytes_total, bytes);
         }
         worker.answerCommitted(route.index, errno);

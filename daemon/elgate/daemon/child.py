@@ -93,6 +93,8 @@ class ChildDaemon:
                     stdout=log,
                     stderr=log,
                     pass_fds=(write_fd,),
+                    # Ctrl-C is for the one who started it, who then ends it.
+                    start_new_session=True,
                     env={**os.environ, **(environment or {})},
                 )  # fmt: skip
         finally:

@@ -94,7 +94,7 @@ class _Arguments:
 
     def routes(self, config: Config) -> Any:
         routes = _ffi.new("struct elgate_route_config[]", max(len(config.routes), 1))
-        for target, route in zip(routes, config.routes):
+        for target, route in zip(routes, config.routes, strict=False):
             self._fill(target, route, config)
         return routes
 
@@ -174,7 +174,7 @@ class Engine:
         result = _library.elgate_engine_counters(self._handle, values, len(self._counter_names))
         if result < 0:
             raise EngineError(-result, f"reading the engine's counters failed: {os.strerror(-result)}")
-        return dict(zip(self._counter_names, values))
+        return dict(zip(self._counter_names, values, strict=False))
 
     def stop(self, timeout_ms: int) -> bool:
         """Drains, writes checkpoints, closes. False where the limit passed before all was drained: the rest is

@@ -66,6 +66,8 @@ class Shop:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(environment) if environment is not None else {**os.environ, "ELGATE_DISABLE": "1"},
+            # Ctrl-C is for the driver, which then ends its shops.
+            start_new_session=True,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
