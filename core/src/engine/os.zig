@@ -125,6 +125,15 @@ pub fn statOf(fd: i32) union(enum) { stat: Stat, errno: i32 } {
     } };
 }
 
+/// Size of a file, and nothing else of it: whoever asks for its times makes the kernel give its next write a time
+/// of full precision (multigrain timestamps, Linux 6.13), and that moves the clock of every other file on the host:
+/// the log's own inode would then be dirty, and written, with each commit instead of once in a tick.
+pub fn sizeOf(fd: i32) ?u64 {
+    var buffer: linux.Statx = undefined;
+    if (check(linux.statx(fd, "", linux.AT.EMPTY_PATH, linux.STATX_SIZE, &buffer)) == .errno) return null;
+    return buffer.size;
+}
+
 /// Path of an open descriptor as the kernel knows it now, into `buffer`; null where it has none.
 pub fn pathOf(fd: i32, buffer: *[4096]u8) ?[:0]u8 {
     var link: [32]u8 = undefined;
