@@ -56,7 +56,8 @@ pub fn realtimeNs() u64 {
 
 fn clock(id: linux.clockid_t) u64 {
     var time: linux.timespec = undefined;
-    const result = linux.clock_gettime(id, &time);
+    // The C library's: it knows the vDSO, and takes 30 ns where the system call takes 150.
+    const result = std.c.clock_gettime(id, &time);
     std.debug.assert(result == 0);
     return @as(u64, @intCast(time.sec)) * std.time.ns_per_s + @as(u64, @intCast(time.nsec));
 }
