@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import platform
 import subprocess
@@ -20,7 +21,11 @@ def core_test_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The engine with its test doors open (elgate_core_test_build.zig): steps at which it kills itself, and commits
     without RWF_DSYNC. Built once, by whichever test process comes first."""
     shared = tmp_path_factory.getbasetemp().parent
-    library = shared / "libelgate_core_test_build.so"
+    # The directory may outlive this run: the name says what it was built from.
+    sources = hashlib.sha256()
+    for source in sorted((ROOT / "core").rglob("*.zig")):
+        sources.update(source.read_bytes())
+    library = shared / f"libelgate_core_test_build-{sources.hexdigest()[:16]}.so"
     with open(shared / "core_test_build.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():

@@ -193,7 +193,10 @@ fn register(use: *Use) i32 {
     const inode = file.inode;
     file.registration_lock.acquire() catch return system.negative(.DEADLK);
     defer file.registration_lock.release();
-    for (0..restarts_max) |_| {
+    const stopping_deadline_ns = system.monotonicNs() +| session.reconnect_limit_ns;
+    var attempts: u32 = 0;
+    while (attempts < restarts_max) {
+        attempts += 1;
         if (use.isNative()) return native;
         if (file.currentMode().observer) return native;
         if (file.failed) return system.negative(.IO);
@@ -210,7 +213,11 @@ fn register(use: *Use) i32 {
             error.Lost => continue,
             error.Refused => {
                 if (refusal.reason != .stopping) return refused(file, refusal);
+                // It drains, and takes no new files; the next one will.
+                if (system.monotonicNs() >= stopping_deadline_ns) return system.negative(.IO);
+                system.sleepNs(session_module.reconnect_pause_ns);
                 session.reconnect(sequence) catch |failed| return errnoOf(failed);
+                attempts -= 1;
                 continue;
             },
             error.HeldByThisThread => return errnoOf(err),
@@ -829,8 +836,6 @@ pub fn ftruncate(fd: i32, length_bytes: i64) i32 {
 }
 
 const FALLOC_FL_KEEP_SIZE = 0x01;
-const FALLOC_FL_PUNCH_HOLE = 0x02;
-const FALLOC_FL_ZERO_RANGE = 0x10;
 
 pub fn fallocate(fd: i32, mode: i32, offset: i64, length_bytes: i64) i32 {
     var use: Use = undefined;
@@ -841,7 +846,8 @@ pub fn fallocate(fd: i32, mode: i32, offset: i64, length_bytes: i64) i32 {
     if (offset < 0 or length_bytes <= 0) return system.negative(.INVAL);
     const end = std.math.add(i64, offset, length_bytes) catch return system.negative(.FBIG);
     // Ranges that are taken out or put in shift the rest of the file: done twice, in a replay, they destroy it.
-    if (mode & ~@as(i32, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE) != 0) return goNativeFor(&use, .unsupported);
+    // Ranges that are emptied stay native too: the daemon logs what makes room, and nothing else.
+    if (mode & ~@as(i32, FALLOC_FL_KEEP_SIZE) != 0) return goNativeFor(&use, .unsupported);
     if (end > @atomicLoad(u64, &size_limit, .monotonic)) return goNativeFor(&use, .unsupported);
     if (end > ring.Resolved.offset_max) return system.negative(.FBIG);
     return perform(&use, &.{

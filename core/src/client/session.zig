@@ -29,7 +29,7 @@ const E = system.E;
 
 pub const rings_max = 126;
 const answer_timeout_ms = 5000;
-const reconnect_pause_ns = 20 * std.time.ns_per_ms;
+pub const reconnect_pause_ns = 20 * std.time.ns_per_ms;
 const reconnect_default_ms = 30_000;
 /// Where the client's own descriptors go: programs count on getting the low numbers.
 const descriptor_floor = 512;
@@ -167,6 +167,8 @@ pub const Session = struct {
     /// What to call this program in the hello.
     runtime: [16]u8 = @splat(0),
     session_id: u64 = 0,
+    /// What the daemon writes into each row that it lends to this session (ring.ProducerRow.session).
+    lease: u64 = 0,
     /// The sequence under which the positions memory was mapped.
     mapped_sequence: u32 = 0,
 
@@ -589,6 +591,7 @@ pub const Session = struct {
         } else {
             @atomicStore(?*const Ring, &session.ring, new, .seq_cst);
             session.session_id = welcome.session;
+            session.lease = ring.lease(welcome.daemon_epoch, welcome.session);
             @atomicStore(u32, &session.mapped_sequence, session.sequence + 1, .seq_cst);
             session.gave_up = false;
             session.setState(.connected);
@@ -699,7 +702,14 @@ pub const Session = struct {
             thread.ring = lent;
             thread.row = row;
             thread.sequence = wanted;
-            thread.lease = @atomicLoad(u64, &entry.session, .seq_cst);
+            thread.lease = session.lease;
+            if (@atomicLoad(u64, &entry.session, .seq_cst) != session.lease) {
+                // The daemon has taken all rows back: it is another one, or this session is over for it.
+                _ = pthread_mutex_unlock(&entry.mutex);
+                thread.row = thread_module.no_row;
+                session.drop();
+                return error.Lost;
+            }
             if (session.thread_key) |key| _ = pthread_setspecific(key, thread);
             return true;
         }

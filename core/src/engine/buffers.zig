@@ -26,6 +26,7 @@ pub const Record = struct {
     offset: u64,
     length: u64,
     payload: []const u8,
+    lsn: u64,
     /// The file's next record in this buffer, or `end_of_chain`.
     next: u32,
 };
@@ -38,9 +39,12 @@ pub const Buffer = struct {
     /// The records that go to files, in the order of the ring; each file's are chained.
     records: [records_max]Record,
     record_count: u32,
-    /// The files that have a chain here.
+    /// The files that have records here, in the order of their chains; a file may come more than once.
     files: [records_max]*File,
     file_count: u32,
+    /// Of `files`, those whose chain is built into runs, and where the last `buildRuns` began.
+    built_count: u32,
+    built_before: u32,
     /// The same records as the applier takes them: sorted by file, adjacent writes merged.
     vectors: [records_max]std.posix.iovec_const,
     vector_count: u32,
@@ -77,9 +81,11 @@ pub const Buffer = struct {
         file.chain_last = index;
     }
 
-    /// Turns the chains into runs, queued at their files. Once per buffer, before it is applied.
-    pub fn buildRuns(buffer: *Buffer) void {
-        for (buffer.files[0..buffer.file_count]) |file| {
+    /// Turns the chains that are new into runs, queued at their files. Whether there were any.
+    pub fn buildRuns(buffer: *Buffer) bool {
+        buffer.built_before = buffer.built_count;
+        buffer.built_count = buffer.file_count;
+        for (buffer.newFiles()) |file| {
             assert(file.chain_buffer == buffer);
             file.chain_buffer = null;
             var run: ?*Run = null;
@@ -98,8 +104,9 @@ pub const Buffer = struct {
                         .offset = record.offset,
                         .length = 0,
                         .done = 0,
-                        .vector_first = buffer.vector_count,
+                        .vectors = buffer.vectors[buffer.vector_count..].ptr,
                         .vector_count = 0,
+                        .first_lsn = record.lsn,
                         .buffer = buffer,
                         .next = null,
                         .refused = false,
@@ -115,6 +122,12 @@ pub const Buffer = struct {
             }
             if (run) |finished| applier.Applier.enqueue(file, finished);
         }
+        return buffer.built_count > buffer.built_before;
+    }
+
+    /// The files for which the last `buildRuns` made runs.
+    pub fn newFiles(buffer: *const Buffer) []const *File {
+        return buffer.files[buffer.built_before..buffer.built_count];
     }
 
     /// Room for one more longest record, and a fence before it.
@@ -170,6 +183,8 @@ pub const Buffers = struct {
         buffers.free_count -= 1;
         buffer.record_count = 0;
         buffer.file_count = 0;
+        buffer.built_count = 0;
+        buffer.built_before = 0;
         buffer.vector_count = 0;
         buffer.run_count = 0;
         buffer.durable = false;

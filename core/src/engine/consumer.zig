@@ -31,8 +31,7 @@ pub const no_route: u16 = std.math.maxInt(u16);
 
 const Span = struct {
     state: enum { unseen, consumed, skipped, passed },
-    /// A consumed span that had been passed: its owner waits for the release, which therefore waits until
-    /// the record is applied (`settle`).
+    /// A consumed span whose release waits for `settle`.
     settling: bool,
     slots: u16,
     route: u16,
@@ -62,6 +61,8 @@ pub const Consumer = struct {
             if (word.lap != ring.lapOf(tail) + 1 or word.state != .free) break;
             tail += 1;
         }
+        // Producers wait for this very word where the ring was full.
+        @atomicStore(u64, &view.header().tail, tail, .seq_cst);
         return .{
             .view = view,
             .counters = counters,
@@ -79,7 +80,8 @@ pub const Consumer = struct {
     /// their rows still tell that they are dead.
     pub fn abortDeadClaims(consumer: *Consumer, head: u64) void {
         var position = consumer.tail;
-        while (position < head and position < consumer.tail + ring.slot_count) : (position += 1) {
+        // Up to the head itself: an owner may have died before it moved it.
+        while (position <= head and position < consumer.tail + ring.slot_count) : (position += 1) {
             const word = consumer.view.loadState(position);
             if (word.lap != ring.lapOf(position)) continue;
             if (word.state == .claimed or word.state == .passed) _ = consumer.abortIfOwnerGone(position, word);
@@ -104,7 +106,7 @@ pub const Consumer = struct {
             }
             switch (if (valid) word.state else .free) {
                 .padding, .aborted => consumer.see(position, word.span, .skipped),
-                .committed, .committed_passed => {
+                .committed => {
                     if (consumer.checked(position, word)) |item| return item;
                 },
                 .claimed => {
@@ -115,11 +117,12 @@ pub const Consumer = struct {
                     consumer.pass(position, word);
                     consumer.counters.add(.claims_passed_total, 1);
                 },
-                // Passed in an earlier daemon's life.
+                // Passed in an earlier daemon's life: what stands behind it may have its place in the file already.
                 .passed => {
                     if (consumer.abortIfOwnerGone(position, word)) continue;
                     consumer.pass(position, word);
                 },
+                .committed_passed => consumer.pass(position, word),
                 .closed => return null,
                 .free, _ => {
                     if (position >= head or head > consumer.tail + ring.slot_count) return null;
@@ -165,10 +168,18 @@ pub const Consumer = struct {
         if (route != no_route) consumer.held_slots[route] += span.slots;
     }
 
-    /// As `consume`, for a passed claim: not released before `settle`.
-    pub fn consumePassed(consumer: *Consumer, item: *const Item, route: u16) void {
+    /// As `consume`, but not released before `settle`.
+    pub fn consumeHeld(consumer: *Consumer, item: *const Item, route: u16) void {
         consumer.consume(item, route);
-        consumer.spans[ring.slotIndex(item.position)].settling = true;
+        _ = consumer.hold(item.position);
+    }
+
+    /// A consumed operation that is not released yet: keep it so until `settle`. false: it was held already.
+    pub fn hold(consumer: *Consumer, position: u64) bool {
+        assert(position >= consumer.tail and position < consumer.scan);
+        const span = &consumer.spans[ring.slotIndex(position)];
+        defer span.settling = true;
+        return !span.settling;
     }
 
     pub fn settle(consumer: *Consumer, position: u64) void {
@@ -311,6 +322,8 @@ pub const Consumer = struct {
     }
 
     fn somethingBehind(consumer: *const Consumer, position: u64, word: ring.StateWord) bool {
+        // Who waits for space may wait for the slots that this very claim holds up.
+        if (@atomicLoad(u32, &consumer.view.header().space_waiters, .seq_cst) != 0) return true;
         const behind = position + word.span;
         if (behind >= consumer.tail + ring.slot_count) return true; // the ring is full of claims: all are passed
         const other = consumer.view.loadState(behind);
@@ -438,7 +451,7 @@ test "an open claim is passed when something stands behind it, and holds up the 
     t.set(open, .committed_passed);
     const item = t.consumer.nextPassed().?;
     try testing.expectEqual(open, item.position);
-    t.consumer.consumePassed(&item, 0);
+    t.consumer.consumeHeld(&item, 0);
     t.consumer.release();
     try testing.expectEqual(@as(u64, 0), t.consumer.tail); // its owner waits for the release: not before it is applied
     t.consumer.settle(open);

@@ -37,7 +37,7 @@ const Session = struct {
     handles: std.ArrayListUnmanaged(OpenHandle) = .empty,
 };
 
-const OpenHandle = struct { index: u32, file: *File };
+const OpenHandle = struct { index: u32, file: *File, releasing: bool = false };
 
 const InodeKey = struct { device: u64, inode: u64 };
 
@@ -180,6 +180,7 @@ pub const Control = struct {
             @atomicStore(u64, &self.state.ring.view.producerRow(@intCast(row)).session, 0, .seq_cst);
         }
         for (session.handles.items) |handle| {
+            if (handle.releasing) continue; // asked for before its owner went away
             self.ask(session, .{ .kind = .release, .session = session.id, .file = handle.file, .handle = handle.index }) catch continue;
         }
         self.ask(session, .{ .kind = .forget_session, .session = session.id }) catch {};
@@ -390,8 +391,7 @@ pub const Control = struct {
             if (@atomicLoad(u64, owner, .acquire) != 0) continue;
             // Only this thread gives rows; the worker only frees them.
             @atomicStore(u64, owner, session.id, .release);
-            // Another daemon's session of the same number must not look like this one.
-            const lease = @max(1, self.state.publisher.header().daemon_epoch +% session.id);
+            const lease = ring.lease(self.state.publisher.header().daemon_epoch, session.id);
             @atomicStore(u64, &self.state.ring.view.producerRow(@intCast(row)).session, lease, .seq_cst);
             self.state.counters.add(.threads_attached_total, 1);
             return self.reply(session, .thread_attached, sequence, control.ThreadAttached{ .header = undefined, .row = @intCast(row), .reserved = 0 }, &.{});
@@ -504,8 +504,9 @@ pub const Control = struct {
     }
 
     fn askForHandle(self: *Control, session: *Session, sequence: u32, kind: Request.Kind, index: u32, file_id: u64, reason: u32) void {
-        for (session.handles.items) |handle| {
+        for (session.handles.items) |*handle| {
             if (handle.index != index or handle.file.file_id != file_id) continue;
+            if (kind == .release) handle.releasing = true;
             self.ask(session, .{ .kind = kind, .session = session.id, .sequence = sequence, .file = handle.file, .handle = index, .reason = reason }) catch
                 return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
             return self.suspendReading(session);

@@ -58,6 +58,7 @@ pub const Engine = struct {
     control: Control,
     worker: Worker,
     storage: storage_module.LinuxStorage,
+    serving: bool,
     socket_lock_fd: i32,
     log_lock_fd: i32,
     socket_path: [:0]u8,
@@ -72,6 +73,7 @@ pub const Engine = struct {
         const engine = allocator.create(Engine) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for the engine", .{});
         errdefer allocator.destroy(engine);
         engine.allocator = allocator;
+        engine.serving = false;
 
         const socket_path = try text(allocator, settings.control_socket, failure);
         engine.socket_path = socket_path;
@@ -136,6 +138,7 @@ pub const Engine = struct {
         }
         engine.segments_thread = try spawn(failure, maintenance.prepareSegments, .{state});
         engine.checkpoints_thread = try spawn(failure, maintenance.checkpointRoutes, .{state});
+        engine.serving = true;
         engine.control_thread = try spawn(failure, Control.run, .{&engine.control});
         return engine;
     }
@@ -249,6 +252,12 @@ pub const Engine = struct {
         }) catch |err|
             return failure.set(errnoOf(err), "cannot open the log of route {s} in {s}: {s}. {s}", .{ name, directory, @errorName(err), explanation.text() });
         route.* = .{ .index = index, .name = owned, .pattern = &.{}, .flags = .{}, .configured = false, .log = log };
+        if (engine.serving) {
+            // A route that came with a reload. Its directory is new, but for what somebody may have put there.
+            var recovered = Recovered{};
+            defer recovered.deinit(allocator);
+            try engine.replayRoute(route, &recovered, failure);
+        }
         state.addRoute(route);
         return route;
     }
@@ -271,9 +280,13 @@ pub const Engine = struct {
     pub const default_log_bytes_max = 4 << 30;
 
     fn replayAll(engine: *Engine, recovered: *Recovered, failure: *Failure) error{Failed}!void {
+        for (0..engine.state.routeCount()) |index| try engine.replayRoute(engine.state.route(@intCast(index)), recovered, failure);
+    }
+
+    /// Brings what a route's log holds above its checkpoint into the files. The worker does not know the route yet.
+    fn replayRoute(engine: *Engine, route: *Route, recovered: *Recovered, failure: *Failure) error{Failed}!void {
         const state = &engine.state;
-        for (0..state.routeCount()) |index| {
-            const route = state.route(@intCast(index));
+        {
             var replay = Replay{
                 .state = state,
                 .route = route,

@@ -105,6 +105,13 @@ pub const Replay = struct {
         if (header.lsn <= known.fence_lsn) return;
         const file = try replay.locate(header.file_id, known) orelse
             return replay.setAside(known, header, payload);
+        // Where the file ends once all is in it, whatever of it can be written now.
+        file.end = switch (kind) {
+            .truncate => header.offset,
+            .write => @max(file.end, header.offset + payload.len),
+            else => file.end,
+        };
+        if (file.failed_errno != 0) return; // in order, or not at all
         const errno = switch (kind) {
             .write => writeAll(file.fd, payload, header.offset),
             .truncate => os.check(linux.ftruncate(file.fd, @intCast(header.offset))).err(),
@@ -117,6 +124,8 @@ pub const Replay = struct {
         if (errno != 0) {
             // The log keeps this window: the next start tries again.
             replay.route.checkpoint_blocked = true;
+            // Nothing may be appended where what is missing belongs: it takes nothing until then.
+            file.failed_errno = errno;
             replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = header.lsn, .errno = errno });
             return;
         }
@@ -136,13 +145,17 @@ pub const Replay = struct {
         const allocator = replay.state.allocator;
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
-        file.* = .{ .file_id = file_id, .route = replay.route.index, .identity = identity.*, .fd = fd, .identity_lsn = known.identity_lsn };
+        file.* = .{ .file_id = file_id, .route = replay.route.index, .identity = identity.*, .fd = fd, .identity_lsn = known.identity_lsn, .last_lsn = known.identity_lsn };
         // The device's number may have changed with a reboot, the path with a rename.
         if (os.statOf(fd) == .stat) file.identity.blob.device = os.statOf(fd).stat.device;
         var path: [4096]u8 = undefined;
         if (os.pathOf(fd, &path)) |now| {
             @memcpy(file.identity.path[0..now.len], now);
             file.identity.blob.path_length = @intCast(now.len);
+        }
+        if (os.sizeOf(fd)) |size| {
+            file.end = size;
+            file.end_known = true;
         }
         try replay.recovered.files.put(allocator, file_id, file);
         known.file = file;

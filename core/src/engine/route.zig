@@ -31,13 +31,15 @@ pub const Route = struct {
     /// Barriers seen before the batch's first record may be answered before the commit.
     first_record_position: u64 = 0,
     barriers_before_record: bool = false,
-    /// Not 0: the last commit failed with this errno.
+    /// Not 0: the last commit failed with this errno. `buffer` is kept then, and committed again.
     failed_errno: i32 = 0,
     failed_at_ns: u64 = 0,
     /// Highest LSN that is applied, with all below it.
     applied_lsn: u64 = 0,
     /// The last record that is not the daemon's own housekeeping.
     data_lsn: u64 = 0,
+    /// The highest LSN of a buffer that left the queue, whatever its targets refused.
+    completed_lsn: u64 = 0,
     /// Applied but for runs that a target refused; they keep their bytes. Oldest first.
     pinned_first: ?*Buffer = null,
     pinned_last: ?*Buffer = null,

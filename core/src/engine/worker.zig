@@ -54,6 +54,11 @@ pub const Recovered = struct {
     /// Positions of this ring that the log has.
     logged_positions: std.AutoHashMapUnmanaged(u64, void) = .empty,
     files: std.AutoHashMapUnmanaged(u64, *File) = .empty,
+
+    pub fn deinit(recovered: *Recovered, allocator: std.mem.Allocator) void {
+        recovered.logged_positions.deinit(allocator);
+        recovered.files.deinit(allocator);
+    }
 };
 
 pub const Worker = struct {
@@ -90,8 +95,7 @@ pub const Worker = struct {
 
     pub fn deinit(worker: *Worker) void {
         worker.buffers.deinit(worker.state.allocator);
-        worker.recovered.logged_positions.deinit(worker.state.allocator);
-        worker.recovered.files.deinit(worker.state.allocator);
+        worker.recovered.deinit(worker.state.allocator);
         worker.known_files.deinit(worker.state.allocator);
     }
 
@@ -101,8 +105,10 @@ pub const Worker = struct {
         for (0..ring.producer_rows) |row| {
             @atomicStore(u64, &state.ring.view.producerRow(@intCast(row)).session, 0, .seq_cst);
         }
-        const recovery_head = @atomicLoad(u64, &state.ring.view.header().head, .seq_cst);
+        const head = @atomicLoad(u64, &state.ring.view.header().head, .seq_cst);
         var consumer = Consumer.init(state.ring.view, &state.counters);
+        // Whatever somebody wrote there: there is no more in a ring than its slots.
+        const recovery_head = @max(consumer.tail, @min(head, consumer.tail + ring.slot_count));
         consumer.abortDeadClaims(recovery_head);
         var rows_to_free: u32 = 0;
         for (&state.row_sessions, 0..) |*session, row| {
@@ -142,7 +148,7 @@ pub const Worker = struct {
         worker.applier = .{ .engine = switch (worker.state.disk_engine) {
             .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.ring.view.header().doorbell } },
             .io_uring => .{ .io_uring = &worker.uring },
-        }, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
+        }, .allocator = worker.state.allocator, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
         worker.publishStart();
         result.* = 0;
         ready.set();
@@ -206,11 +212,21 @@ pub const Worker = struct {
     fn collect(worker: *Worker) bool {
         var taken: u32 = 0;
         while (taken < ring.slot_count and worker.hasRoom()) : (taken += 1) {
-            if (worker.consumer.nextPassed()) |item| {
-                worker.handle(&item, true);
-            } else if (worker.consumer.next()) |item| {
+            if (worker.recovery_over) {
+                if (worker.consumer.nextPassed()) |item| {
+                    worker.handle(&item, true);
+                    continue;
+                }
+            }
+            if (worker.consumer.next()) |item| {
                 worker.handle(&item, false);
-            } else break;
+                continue;
+            }
+            // What the daemon before had resolved keeps its place: an append that it had passed and that was
+            // committed later comes behind, not before.
+            if (worker.recovery_over) break;
+            const item = worker.consumer.nextPassed() orelse break;
+            worker.handle(&item, true);
         }
         while (worker.consumer.takeDamage()) |damage| worker.reportDamage(damage);
         return taken > 0;
@@ -249,8 +265,10 @@ pub const Worker = struct {
         };
         if (!consumed) return;
         const route_index: u16 = @intCast(route.index);
-        if (was_passed) {
-            worker.consumer.consumePassed(item, route_index);
+        // Held until the buffer is durable and applied: a passed claim, since its owner waits for the release; and
+        // whatever stands in a group that the log has refused, since the ring is then the only place that has it.
+        if (was_passed or route.failed_errno != 0) {
+            worker.consumer.consumeHeld(item, route_index);
             if (route.buffer) |buffer| buffer.settleLater(item.position) else worker.consumer.settle(item.position);
         } else worker.consumer.consume(item, route_index);
         route.touched = true;
@@ -311,7 +329,8 @@ pub const Worker = struct {
     fn take(worker: *Worker, item: *const Item, file: *File, route: *Route) bool {
         const header = &item.header;
         const operation: ring.Operation = @enumFromInt(header.operation);
-        if (file.failed_errno != 0) {
+        // What an earlier daemon accepted is logged in any case: its sender cannot be told any more.
+        if (file.failed_errno != 0 and item.position >= worker.recovery_head) {
             worker.reportError(header.handle, file.failed_errno);
             return true; // answered: with the error
         }
@@ -376,7 +395,7 @@ pub const Worker = struct {
             .append => {
                 const shared: *volatile u64 = &worker.state.ring.view.slotHeader(item.position).resolved_offset;
                 shared.* = ring.Resolved.encode(item.position, offset);
-                file.end = offset + length;
+                file.end = @max(file.end, offset + length); // offsets of a recovery may come out of order
                 if (item.position >= worker.recovery_head) {
                     @atomicStore(u64, &worker.state.publisher.handle(header.handle).append_end, file.end, .release);
                 }
@@ -399,6 +418,7 @@ pub const Worker = struct {
             .offset = offset,
             .length = length,
             .payload = slot.payload,
+            .lsn = slot.lsn,
             .next = 0,
         });
         file.last_lsn = slot.lsn;
@@ -416,10 +436,10 @@ pub const Worker = struct {
         if (item.position < worker.recovery_head) {
             if (ring.Resolved.decode(item.position, item.header.resolved_offset)) |offset| return offset;
         }
-        if (file.queue.isEmpty() and file.chain_buffer == null) {
+        if (file.queue.isEmpty() and file.chain_buffer == null and file.failed_errno == 0) {
             const expected = file.end;
             lookAtEnd(file);
-            if (file.end < expected) worker.foreignTruncate(file, route, expected);
+            if (file.end < expected) worker.foreignTruncate(file, route, item.position, expected);
         }
         return file.end;
     }
@@ -433,15 +453,15 @@ pub const Worker = struct {
     const falloc_keep_size: u32 = 1;
 
     /// Somebody without Elgate cut the file: what the log held before must never be replayed over it.
-    fn foreignTruncate(worker: *Worker, file: *File, route: *Route, expected: u64) void {
+    fn foreignTruncate(worker: *Worker, file: *File, route: *Route, position: u64, expected: u64) void {
         worker.state.counters.add(.foreign_truncates_total, 1);
         worker.state.events.post(.warning, "foreign_truncate", .{ .path = file.identity.pathText(), .expected_bytes = expected, .found_bytes = file.end });
         _ = os.check(linux.fdatasync(file.fd));
-        _ = worker.logFence(file, route);
+        _ = worker.logFence(file, route, position);
     }
 
-    fn logFence(worker: *Worker, file: *File, route: *Route) bool {
-        const buffer = worker.bufferOf(route, worker.consumer.scan) orelse return false;
+    fn logFence(worker: *Worker, file: *File, route: *Route, position: u64) bool {
+        const buffer = worker.bufferOf(route, position) orelse return false;
         const slot = buffer.group.append(.{
             .kind = .fence,
             .ring_uuid = @splat(0),
@@ -578,57 +598,74 @@ pub const Worker = struct {
         var any = false;
         for (worker.active[0..worker.active_count]) |route| {
             const buffer = route.buffer orelse continue;
-            any = true;
             // Barriers that stand before the batch's first record have nothing left to wait for.
-            if (route.barriers_before_record and route.applying_first == null) {
-                worker.state.publisher.publish(route.index, route.first_record_position, route.first_record_position, route.first_record_position);
+            if (route.barriers_before_record and route.applying_first == null and route.failed_errno == 0) {
+                worker.publishAtLeast(route, route.first_record_position);
             }
-            route.barriers_before_record = false;
-            buffer.buildRuns();
-            for (buffer.files[0..buffer.file_count]) |file| worker.applier.start(file);
+            if (buffer.buildRuns()) any = true;
+            for (buffer.newFiles()) |file| worker.applier.start(file);
         }
-        if (!any) return false;
         worker.applier.flush();
-        steps.reached(.applying);
+        if (any) steps.reached(.applying);
         for (worker.active[0..worker.active_count]) |route| {
             const buffer = route.buffer orelse continue;
+            // A log that has failed is tried again from time to time, with the same group: that is the probe.
+            if (route.failed_errno != 0 and os.monotonicNs() - route.failed_at_ns < retry_interval_ns) continue;
+            any = true;
             worker.commitRoute(route, buffer);
         }
-        steps.reached(.committed);
-        return true;
+        if (any) steps.reached(.committed);
+        return any;
     }
 
     fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer) void {
         const state = worker.state;
-        route.buffer = null;
-        if (buffer.group.isEmpty()) return worker.buffers.give(buffer); // all it had was refused
-        buffer.last_lsn = buffer.group.lastLsn();
-        buffer.end_position = worker.consumer.scan;
+        if (buffer.group.isEmpty()) {
+            // All that it had was refused.
+            route.buffer = null;
+            worker.settle(buffer);
+            return worker.buffers.give(buffer);
+        }
         const bytes = buffer.group.commitBytes();
-        var errno: i32 = 0;
         const began_ns = os.monotonicNs();
         route.log.commit(&buffer.group) catch |err| {
-            errno = log_module.errnoOf(err);
+            const errno = log_module.errnoOf(err);
             worker.logFailed(route, buffer, errno, @errorName(err));
+            return worker.answerCommitted(route.index, errno);
         };
-        buffer.durable = true; // or failed, and everybody concerned has been told
-        if (errno == 0) {
-            if (route.failed_errno != 0) worker.logRecovered(route);
-            route.bytes_since_checkpoint += bytes;
-            state.counters.add(.groups_total, 1);
-            state.counters.add(.commit_ns_total, os.monotonicNs() - began_ns);
-            state.counters.add(.group_bytes_total, bytes);
-        }
-        worker.answerCommitted(route.index, errno);
+        route.buffer = null;
+        buffer.last_lsn = buffer.group.lastLsn();
+        buffer.end_position = worker.consumer.scan;
+        buffer.durable = true;
+        if (route.failed_errno != 0) worker.logRecovered(route);
+        route.bytes_since_checkpoint += bytes;
+        state.counters.add(.groups_total, 1);
+        state.counters.add(.group_bytes_total, bytes);
+        state.counters.add(.commit_ns_total, os.monotonicNs() - began_ns);
+        worker.answerCommitted(route.index, 0);
         if (route.applying_last) |last| last.next = buffer else route.applying_first = buffer;
         route.applying_last = buffer;
         buffer.next = null;
         if (route.log.needsPreparation()) state.wakeMaintenance();
     }
 
+    /// The slots of a buffer that had to be held may be released.
+    fn settle(worker: *Worker, buffer: *Buffer) void {
+        for (buffer.settle[0..buffer.settle_count]) |position| worker.consumer.settle(position);
+        buffer.settle_count = 0;
+    }
+
     fn logFailed(worker: *Worker, route: *Route, buffer: *Buffer, errno: i32, name: []const u8) void {
         const state = worker.state;
         state.counters.add(.log_failures_total, 1);
+        if (route.failed_errno == 0) {
+            // Not one of its records is in the log: the ring keeps them all, also those that were not held so far.
+            var records = buffer.group.records();
+            while (records.next()) |slot| {
+                if (std.mem.allEqual(u8, &slot.header.ring_uuid, 0)) continue;
+                if (worker.consumer.hold(slot.header.position)) buffer.settleLater(slot.header.position);
+            }
+        }
         if (route.failed_errno == 0) state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
         route.failed_errno = errno;
         route.failed_at_ns = os.monotonicNs();
@@ -710,18 +747,20 @@ pub const Worker = struct {
 
     fn publish(worker: *Worker) void {
         for (worker.active[0..worker.active_count]) |route| {
-            if (!route.touched and route.applying_first == null) continue;
-            if (route.touched) route.seen_position = worker.consumer.scan;
-            route.touched = false;
+            route.barriers_before_record = false;
+            // What is not in the log is not passed by any position.
+            const committed = route.buffer == null;
+            if (committed and route.touched) route.seen_position = worker.consumer.scan;
+            if (committed) route.touched = false;
             var applied = worker.state.publisher.route(route.index).applied;
             while (route.applying_first) |buffer| {
                 if (!buffer.isApplied()) break;
                 route.applying_first = buffer.next;
                 if (buffer.next == null) route.applying_last = null;
-                applied = buffer.end_position;
-                for (buffer.settle[0..buffer.settle_count]) |position| worker.consumer.settle(position);
+                applied = @max(applied, buffer.end_position);
+                worker.settle(buffer);
+                route.completed_lsn = @max(route.completed_lsn, buffer.last_lsn);
                 if (buffer.pinned_runs == 0) {
-                    if (route.pinned_first == null) route.applied_lsn = @max(route.applied_lsn, buffer.last_lsn);
                     worker.buffers.give(buffer);
                 } else {
                     buffer.next = null;
@@ -729,10 +768,21 @@ pub const Worker = struct {
                     route.pinned_last = buffer;
                 }
             }
-            if (route.applying_first == null) applied = @max(applied, route.seen_position);
-            const durable = @max(route.seen_position, applied);
-            worker.state.publisher.publish(route.index, durable, durable, applied);
+            if (route.pinned_first == null) route.applied_lsn = @max(route.applied_lsn, route.completed_lsn);
+            if (route.applying_first == null and committed) applied = @max(applied, route.seen_position);
+            worker.publishPositions(route, @max(route.seen_position, applied), applied);
         }
+    }
+
+    fn publishAtLeast(worker: *Worker, route: *Route, position: u64) void {
+        worker.publishPositions(route, position, position);
+    }
+
+    /// Positions only ever move forward.
+    fn publishPositions(worker: *Worker, route: *Route, durable: u64, applied: u64) void {
+        const line = worker.state.publisher.route(route.index);
+        const to_durable = @max(line.durable, durable);
+        worker.state.publisher.publish(route.index, to_durable, to_durable, @max(line.applied, applied));
     }
 
     /// The producers' credits: how far we have looked, what each route holds, and whether one of them has the
@@ -785,7 +835,10 @@ pub const Worker = struct {
                 .later => link = &request.next,
                 .answered => {
                     link.* = request.next;
+                    const released = if (request.kind == .release) request.file else null;
                     worker.state.answer(request);
+                    // Behind the answer: the control thread knows by then that nobody has it open.
+                    if (released) |file| worker.offerFile(file);
                     any = true;
                 },
                 .after_commit => {
@@ -823,7 +876,10 @@ pub const Worker = struct {
                     return .answered;
                 }
                 // An identity at or below a checkpoint will not be found by the next replay.
-                if (file.identity_lsn > route.checkpoint.lsn) return .answered;
+                if (file.identity_lsn > route.checkpoint.lsn) {
+                    // Another session's registration may have it in a group that is still to be committed.
+                    return if (file.identity_lsn <= route.log.durableLsn()) .answered else .after_commit;
+                }
                 if (!worker.hasRoom()) return .later;
                 return if (worker.logIdentity(file, route)) .after_commit else .later;
             },
@@ -848,8 +904,7 @@ pub const Worker = struct {
                 request.errno = os.check(linux.fdatasync(file.fd)).err();
                 if (request.errno != 0) return .answered;
                 if (!worker.hasRoom()) return .later;
-                for (file.handle_list.items) |index| @atomicStore(u32, &state.publisher.handle(index).native, 1, .release);
-                return if (worker.logFence(file, route)) .after_commit else .later;
+                return if (worker.logFence(file, route, worker.consumer.scan)) .after_commit else .later;
             },
             .forget_session => {
                 if (!worker.consumer.isBehind(request.barrier)) return .later;
@@ -870,7 +925,7 @@ pub const Worker = struct {
                 const file = request.file.?;
                 // Somebody may have opened it again, or written to it since.
                 worker.offers_open -= 1;
-                if (request.errno != 0 or !isForgettable(file, state.route(file.route))) {
+                if (request.errno != 0 or !file.known or !isForgettable(file, state.route(file.route))) {
                     request.errno = @intFromEnum(linux.E.BUSY);
                     return .answered;
                 }
@@ -922,7 +977,6 @@ pub const Worker = struct {
             break;
         }
         worker.publishSharers(file);
-        worker.offerFile(file);
     }
 
     fn publishSharers(worker: *Worker, file: *File) void {
@@ -941,6 +995,9 @@ pub const Worker = struct {
             }
             link.* = request.next;
             request.errno = errno;
+            if (errno == 0 and request.kind == .fence) {
+                for (request.file.?.handle_list.items) |index| @atomicStore(u32, &worker.state.publisher.handle(index).native, 1, .release);
+            }
             if (errno != 0 and request.kind == .activate) {
                 request.file.?.identity_lsn = 0; // not in the log after all
                 worker.closeHandle(request.file.?, request.handle);
@@ -972,7 +1029,6 @@ pub const Worker = struct {
         for (0..state.routeCount()) |index| {
             const route = state.route(@intCast(index));
             worker.releasePinned(route);
-            worker.probe(route, now);
             worker.checkpoint(route, now);
         }
     }
@@ -982,28 +1038,9 @@ pub const Worker = struct {
             if (buffer.pinned_runs > 0) return;
             route.pinned_first = buffer.next;
             if (buffer.next == null) route.pinned_last = null;
-            route.applied_lsn = @max(route.applied_lsn, buffer.last_lsn);
             worker.buffers.give(buffer);
         }
-    }
-
-    /// A log that failed is tried again with a record that means nothing; its success opens the route.
-    fn probe(worker: *Worker, route: *Route, now: u64) void {
-        if (route.failed_errno == 0 or now - route.failed_at_ns < retry_interval_ns) return;
-        if (route.buffer != null or worker.buffers.free == null) return;
-        const buffer = worker.bufferOf(route, worker.consumer.scan) orelse return;
-        _ = buffer.group.append(.{
-            .kind = .released,
-            .ring_uuid = @splat(0),
-            .position = 0,
-            .file_id = 0,
-            .offset = 0,
-            .length_bytes = 0,
-            .payload_checksum = 0,
-            .argument = 0,
-            .time_ns = now,
-        });
-        worker.commitRoute(route, buffer);
+        route.applied_lsn = @max(route.applied_lsn, route.completed_lsn);
     }
 
     /// Hands a checkpoint to the maintenance thread when one is due, and takes the result of the last.
@@ -1033,18 +1070,27 @@ pub const Worker = struct {
                 @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
             },
         }
-        if (route.checkpoint_blocked) return;
+        if (route.checkpoint_blocked or !worker.recovery_over) return;
         const stopping = @atomicLoad(bool, &state.stopping, .acquire);
         const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping;
         if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
         // A record that the ring still holds must stay in the log, or the next daemon would take it again.
         if (worker.consumer.tail != worker.consumer.scan) return;
+        if (route.buffer != null) return; // the log does not take anything now
+        var lsn = route.applied_lsn;
+        for (worker.known_files.items) |file| {
+            // What its target has refused is nowhere but in the log.
+            const refused = file.queue.first orelse continue;
+            if (file.route == route.index and file.failed_errno != 0) lsn = @min(lsn, refused.first_lsn - 1);
+        }
+        if (lsn <= job.last_lsn) return;
         job.last_ns = now;
-        job.lsn = route.applied_lsn;
+        job.lsn = lsn;
         route.bytes_since_checkpoint = 0;
         // The log below will go: who is still open must be known above.
         for (worker.known_files.items) |file| {
-            if (file.route != route.index or file.handle_list.items.len == 0) continue;
+            const wanted = file.handle_list.items.len != 0 or file.last_lsn > job.lsn or !file.queue.isEmpty();
+            if (file.route != route.index or !wanted) continue;
             if (!worker.hasRoom() or !worker.logIdentity(file, route)) {
                 worker.commitOpen(route);
                 if (!worker.logIdentity(file, route)) return;
@@ -1063,11 +1109,7 @@ pub const Worker = struct {
     }
 
     fn commitOpen(worker: *Worker, route: *Route) void {
-        const buffer = route.buffer orelse return;
-        buffer.buildRuns();
-        for (buffer.files[0..buffer.file_count]) |file| worker.applier.start(file);
-        worker.applier.flush();
-        worker.commitRoute(route, buffer);
+        if (route.buffer) |buffer| worker.commitRoute(route, buffer); // identities only: nothing to apply
     }
 
     /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either).

@@ -140,6 +140,12 @@ pub const ProducerRow = extern struct {
     reserved: [128 - 88]u8,
 };
 
+/// What `ProducerRow.session` holds while a row is lent: both sides compute it, so that a row that was taken back
+/// (0), or lent by another daemon to a session of the same number, is known at sight.
+pub fn lease(daemon_epoch: u64, session: u64) u64 {
+    return @max(1, daemon_epoch +% session);
+}
+
 /// FUTEX_OWNER_DIED and FUTEX_TID_MASK of linux/futex.h, as they stand in the first word of `mutex`.
 pub const mutex_owner_died: u32 = 0x4000_0000;
 pub const mutex_thread_id_mask: u32 = 0x3fff_ffff;

@@ -627,7 +627,7 @@ pub const FakeDaemon = struct {
                     if (row.* != 0 or !ownerIsGone(entry)) continue;
                     initMutex(entry);
                     @atomicStore(u64, row, id, .seq_cst);
-                    @atomicStore(u64, &entry.session, id, .seq_cst);
+                    @atomicStore(u64, &entry.session, ring.lease(daemon.epoch, id), .seq_cst);
                     reply(fd, control.ThreadAttached, .thread_attached, header.sequence, .{ .header = undefined, .row = @intCast(index), .reserved = 0 }, &.{});
                     return true;
                 }

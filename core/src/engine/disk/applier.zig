@@ -26,14 +26,17 @@ pub const Run = struct {
     length: u64,
     /// Of `length`, already in the file.
     done: u64,
-    vector_first: u32,
+    vectors: [*]std.posix.iovec_const,
     vector_count: u32,
-    buffer: *Buffer,
+    first_lsn: u64,
+    /// Whose memory its bytes are; null: they are its own (see `park`).
+    buffer: ?*Buffer,
     next: ?*Run,
     /// The target refused it: it no longer holds up the applied position, but its bytes are kept.
     refused: bool,
 };
 
+pub const parked_bytes_max: usize = 64 << 20;
 pub const vectors_per_run_max: u32 = 512;
 
 pub const Queue = struct {
@@ -67,7 +70,10 @@ pub const Engine = union(EngineKind) {
 pub const Applier = struct {
     engine: Engine,
     sink: Sink,
+    allocator: std.mem.Allocator,
     in_flight: u32 = 0,
+    /// Bytes of refused runs that were copied out of their buffers.
+    parked_bytes: usize = 0,
     /// Some file's next run could not be handed over because a queue was full.
     starved: bool = false,
 
@@ -75,8 +81,10 @@ pub const Applier = struct {
         run.next = null;
         if (file.queue.last) |last| last.next = run else file.queue.first = run;
         file.queue.last = run;
-        run.buffer.pending_runs += 1;
-        run.buffer.pinned_runs += 1;
+        const buffer = run.buffer.?;
+        buffer.pinned_runs += 1;
+        // A file that refuses already holds up nobody's position.
+        if (file.failed_errno != 0) run.refused = true else buffer.pending_runs += 1;
     }
 
     /// Hands over the file's next run, unless one is under way. Nothing starts before `flush`.
@@ -112,7 +120,7 @@ pub const Applier = struct {
             .write => {
                 entry.opcode = .WRITEV;
                 entry.off = run.offset + run.done;
-                entry.addr = @intFromPtr(&run.buffer.vectors[run.vector_first]);
+                entry.addr = @intFromPtr(run.vectors);
                 entry.len = run.vector_count;
             },
             .truncate => {
@@ -164,9 +172,11 @@ pub const Applier = struct {
     fn pop(applier: *Applier, file: *File, run: *Run) void {
         file.queue.first = run.next;
         if (run.next == null) file.queue.last = null;
-        if (!run.refused) run.buffer.pending_runs -= 1;
-        run.buffer.pinned_runs -= 1;
         applier.sink.applied(applier.sink.context, run);
+        if (run.buffer) |buffer| {
+            if (!run.refused) buffer.pending_runs -= 1;
+            buffer.pinned_runs -= 1;
+        } else applier.unpark(run);
         if (file.retrying and file.queue.isEmpty()) {
             file.retrying = false;
             file.failed_errno = 0;
@@ -183,23 +193,65 @@ pub const Applier = struct {
         while (next) |run| : (next = run.next) {
             if (run.refused) continue;
             run.refused = true;
-            run.buffer.pending_runs -= 1;
+            run.buffer.?.pending_runs -= 1;
         }
+        applier.park(file);
         applier.sink.refused(applier.sink.context, file, errno);
     }
+
+    /// Gives refused runs memory of their own, so that a full disk does not keep the log buffers that everybody
+    /// needs. Bounded: what goes beyond stays in its buffer.
+    fn park(applier: *Applier, file: *File) void {
+        var link = &file.queue.first;
+        while (link.*) |run| : (link = &link.*.?.next) {
+            const bytes = run.length - run.done;
+            if (run.buffer == null or run.kind != .write or applier.parked_bytes + bytes > parked_bytes_max) continue;
+            const parked = applier.allocator.create(Parked) catch return;
+            const memory = applier.allocator.alloc(u8, bytes) catch {
+                applier.allocator.destroy(parked);
+                return;
+            };
+            var at: usize = 0;
+            for (run.vectors[0..run.vector_count]) |vector| {
+                @memcpy(memory[at..][0..vector.len], vector.base[0..vector.len]);
+                at += vector.len;
+            }
+            assert(at == bytes);
+            parked.* = .{ .run = run.*, .vector = .{ .base = memory.ptr, .len = memory.len }, .memory = memory };
+            parked.run.offset += run.done;
+            parked.run.length = bytes;
+            parked.run.done = 0;
+            parked.run.vectors = @ptrCast(&parked.vector);
+            parked.run.vector_count = 1;
+            parked.run.buffer = null;
+            applier.parked_bytes += bytes;
+            run.buffer.?.pinned_runs -= 1;
+            link.* = &parked.run;
+            if (file.queue.last == run) file.queue.last = &parked.run;
+        }
+    }
+
+    fn unpark(applier: *Applier, run: *Run) void {
+        const parked: *Parked = @fieldParentPtr("run", run);
+        applier.parked_bytes -= parked.memory.len;
+        applier.allocator.free(parked.memory);
+        applier.allocator.destroy(parked);
+    }
+
+    const Parked = struct { run: Run, vector: std.posix.iovec_const, memory: []u8 };
 
     fn advance(run: *Run, written: u64) void {
         run.done += written;
         assert(run.done <= run.length);
         var rest: usize = @intCast(written);
         while (rest > 0) {
-            const vector = &run.buffer.vectors[run.vector_first];
+            const vector = &run.vectors[0];
             const taken = @min(rest, vector.len);
             vector.base += taken;
             vector.len -= taken;
             rest -= taken;
             if (vector.len == 0 and run.vector_count > 1) {
-                run.vector_first += 1;
+                run.vectors += 1;
                 run.vector_count -= 1;
             }
         }

@@ -96,7 +96,7 @@ pub const Lane = struct {
 /// As io_uring would answer: bytes, or -errno.
 fn perform(file: *File, run: *applier.Run) i32 {
     const raw = switch (run.kind) {
-        .write => linux.pwritev(file.fd, @ptrCast(&run.buffer.vectors[run.vector_first]), run.vector_count, @intCast(run.offset + run.done)),
+        .write => linux.pwritev(file.fd, @ptrCast(run.vectors), run.vector_count, @intCast(run.offset + run.done)),
         .truncate => linux.ftruncate(file.fd, @intCast(run.offset)),
         .allocate => linux.fallocate(file.fd, @bitCast(run.argument), @intCast(run.offset), @intCast(run.length)),
     };

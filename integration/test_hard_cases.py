@@ -353,7 +353,7 @@ def test_appends_after_a_kill_do_not_take_the_place_of_one_that_has_its_offset(
     """An open claim is passed, the append behind it gets its offset, the daemon is killed before it logs it; then the
     owner of the open claim commits."""
     daemon = elgate_daemon_stopped
-    daemon.start(environment={"ELGATE_CORE_LIBRARY": str(core_test_build), "ELGATE_KILL_AT": "collected:2"})
+    daemon.start(environment={"ELGATE_CORE_LIBRARY": str(core_test_build), "ELGATE_KILL_AT": "collected:0"})
     client = raw_client(daemon, "raw.log")
     passed = client.put(b"passed\n", commit=False)
     behind = client.put(b"behind\n", commit=False)
