@@ -69,14 +69,23 @@ class RawClient:
 
     def hello(self) -> None:
         self.send(
-            self.message("Hello", "hello", ring_version=1, positions_version=1, routes_version=1, runtime=b"test".ljust(16, b"\0"))
+            self.message(
+                "Hello",
+                "hello",
+                ring_version=1,
+                positions_version=1,
+                routes_version=1,
+                runtime=b"test".ljust(16, b"\0"),
+            )
         )
         kind, data = self.receive()
         assert kind == "welcome", kind
         ring_fd, positions_fd, _ = self.descriptors[:3]
         self.ring = mmap.mmap(ring_fd, CONTROL["Welcome"].get(data, 0, "ring_bytes"))
         self.positions_fd = positions_fd
-        self.positions = mmap.mmap(positions_fd, CONTROL["Welcome"].get(data, 0, "positions_bytes"), prot=mmap.PROT_READ)
+        self.positions = mmap.mmap(
+            positions_fd, CONTROL["Welcome"].get(data, 0, "positions_bytes"), prot=mmap.PROT_READ
+        )
 
     def attach(self) -> None:
         self.send(self.message("AttachThread", "attach_thread"))
@@ -147,6 +156,9 @@ class RawClient:
     def applied(self) -> int:
         return POSITIONS["RoutePositions"].get(self.positions, ROUTE_POSITIONS + self.route * 128, "applied")
 
+    def sole_route(self) -> int:
+        return POSITIONS["Header"].get(self.positions, 0, "sole_route")
+
     def error(self) -> tuple[int, int]:
         """(sequence, errno) of our handle."""
         layout, base = POSITIONS["HandleState"], HANDLE_STATES + self.handle * 32
@@ -163,5 +175,7 @@ class RawClient:
     def __enter__(self) -> RawClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -190,7 +190,9 @@ def test_requests_out_of_order_and_with_others_handles_are_refused(raw: RawClien
     others_go_on(elgate_daemon)
 
 
-def test_descriptors_that_are_not_a_routed_file_are_refused(raw: RawClient, elgate_daemon: ChildDaemon, tmp_path: Path) -> None:
+def test_descriptors_that_are_not_a_routed_file_are_refused(
+    raw: RawClient, elgate_daemon: ChildDaemon, tmp_path: Path
+) -> None:
     inside = elgate_daemon.route_dir
     (tmp_path / "elsewhere").touch()
     (inside / "two names").touch()

@@ -16,7 +16,16 @@ from elgate.daemon.child import ChildDaemon, DaemonFailed
 pytestmark = pytest.mark.elgate(wal={"checkpoint_interval": "100ms"})
 
 KILLS = 50
-ENGINE_STEPS = ["collected", "applying", "committed", "published", "released", "marked", "targets_synced", "cursor_written"]
+ENGINE_STEPS = [
+    "collected",
+    "applying",
+    "committed",
+    "published",
+    "released",
+    "marked",
+    "targets_synced",
+    "cursor_written",
+]
 
 
 @pytest.fixture
@@ -62,7 +71,9 @@ def test_a_daemon_killed_at_each_step_loses_nothing(
     choices = random.Random(seed_of_this_run())
     daemon = elgate_daemon_stopped
     # Registration and checkpoints are passed rarely, the others with every batch.
-    passes = choices.randrange(0, 5) if step in ("marked", "targets_synced", "cursor_written") else choices.randrange(300)
+    passes = (
+        choices.randrange(0, 5) if step in ("marked", "targets_synced", "cursor_written") else choices.randrange(300)
+    )
     with_doors = {"ELGATE_CORE_LIBRARY": str(core_test_build)}
     daemon.start(environment={**with_doors, "ELGATE_KILL_AT": f"{step}:{passes}"})
     load = Load(daemon, daemon.route_dir / "orders", shops=2)

@@ -72,7 +72,9 @@ def image(disk_dir: Path) -> Iterator[Image]:
     if os.geteuid() != 0:
         pytest.skip("mounting an image needs root")
     for tool in ("mkfs.ext4", "mount", "umount"):
-        assert shutil.which(tool, path=os.environ["PATH"] + ":/sbin:/usr/sbin"), f"{tool} is missing: install e2fsprogs and mount"
+        assert shutil.which(tool, path=os.environ["PATH"] + ":/sbin:/usr/sbin"), (
+            f"{tool} is missing: install e2fsprogs and mount"
+        )
     image = Image(disk_dir)
     image.mount()
     yield image

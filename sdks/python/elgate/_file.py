@@ -16,8 +16,9 @@ import os
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
 from errno import EAGAIN
-from typing import Any, Callable, Union
+from typing import Any, Union
 
 from elgate import _descriptors
 from elgate._descriptors import (

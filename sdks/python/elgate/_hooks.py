@@ -287,7 +287,7 @@ def _vectors_of(buffers: Any) -> tuple[Any, int, list[Any]]:
             raise
     memories = [memory_of(buffers[index]) for index in range(len(buffers))]
     vectors = ffi.new("struct iovec[]", len(memories))
-    for vector, memory in zip(vectors, memories):
+    for vector, memory in zip(vectors, memories, strict=True):
         vector.iov_base = memory
         vector.iov_len = len(memory)
     return vectors, len(memories), memories

@@ -11,7 +11,8 @@ import functools
 import os
 import re
 import sys
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from cffi import FFI
 

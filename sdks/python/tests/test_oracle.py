@@ -42,7 +42,7 @@ def _run(directory: Path, scenarios: list[str], environment: dict[str, str]) -> 
 
 
 def _assert_same(expected: dict[str, Any], seen: dict[str, Any]) -> None:
-    for number, (here, there) in enumerate(zip(expected["outcomes"], seen["outcomes"])):
+    for number, (here, there) in enumerate(zip(expected["outcomes"], seen["outcomes"], strict=False)):
         before = str(expected["outcomes"][max(0, number - 6) : number])[-1500:]
         assert there == here, f"step {number}, after {before}"
     assert seen == expected
