@@ -266,7 +266,7 @@ def test_no_checkpoint_covers_records_that_a_failed_commit_never_made_durable(el
     size_before = path.stat().st_size
     for number in range(20):
         position = client.put(b"acknowledged %d\n" % number)
-        wait_until(lambda: client.applied() > position, "applied")
+        wait_until(lambda position=position: client.applied() > position, "applied")
     assert daemon.process is not None and daemon.process.poll() is None
     daemon.kill()
     whole = path.read_bytes()

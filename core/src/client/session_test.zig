@@ -383,7 +383,7 @@ var handler_fd: i32 = -1;
 var handler_writes: u32 = 0;
 
 fn writeInHandler(_: i32) callconv(.c) void {
-    if (harness.write(handler_fd, "handler\n") == 8) handler_writes += 1;
+    if (harness.write(handler_fd, "handler\n") == 8) _ = @atomicRmw(u32, &handler_writes, .Add, 1, .seq_cst);
 }
 
 test "a signal handler may write while its thread is writing" {
