@@ -47,6 +47,9 @@ pub const flush_always: u32 = 1;
 pub const flush_interval: u32 = 2;
 pub const flush_none: u32 = 3;
 
+pub const visibility_immediate: u32 = 1;
+pub const on_full_error: u32 = 1;
+
 const EINVAL: c_int = @intFromEnum(linux.E.INVAL);
 
 fn fail(failure: *const Failure, error_text: ?[*]u8, error_bytes: usize) c_int {
@@ -74,8 +77,8 @@ fn convertRoutes(given: ?[*]const RouteConfig, count: u32, failure: *Failure) er
             .pattern = std.mem.span(route.pattern),
             .flags = .{
                 .flush_always = route.flush == flush_always,
-                .visibility_immediate = route.visibility == 1,
-                .on_full_error = route.on_full == 1,
+                .visibility_immediate = route.visibility == visibility_immediate,
+                .on_full_error = route.on_full == on_full_error,
             },
             .segment_bytes = route.segment_bytes,
             .log_bytes_max = route.log_bytes_max,
@@ -84,7 +87,7 @@ fn convertRoutes(given: ?[*]const RouteConfig, count: u32, failure: *Failure) er
     return settings;
 }
 
-export fn elgate_engine_start(config: *const EngineConfig, engine: **Engine, error_text: ?[*]u8, error_bytes: usize) c_int {
+pub export fn elgate_engine_start(config: *const EngineConfig, engine: **Engine, error_text: ?[*]u8, error_bytes: usize) c_int {
     var failure = Failure{};
     engine.* = startEngine(config, &failure) catch return fail(&failure, error_text, error_bytes);
     return 0;
@@ -109,7 +112,7 @@ fn startEngine(config: *const EngineConfig, failure: *Failure) error{Failed}!*En
     }, failure);
 }
 
-export fn elgate_engine_set_routes(engine: *Engine, given: ?[*]const RouteConfig, count: u32, error_text: ?[*]u8, error_bytes: usize) c_int {
+pub export fn elgate_engine_set_routes(engine: *Engine, given: ?[*]const RouteConfig, count: u32, error_text: ?[*]u8, error_bytes: usize) c_int {
     var failure = Failure{};
     const routes = convertRoutes(given, count, &failure) catch return fail(&failure, error_text, error_bytes);
     defer allocator.free(routes);
@@ -117,36 +120,36 @@ export fn elgate_engine_set_routes(engine: *Engine, given: ?[*]const RouteConfig
     return 0;
 }
 
-export fn elgate_engine_stop(engine: *Engine, timeout_ms: i64) c_int {
+pub export fn elgate_engine_stop(engine: *Engine, timeout_ms: i64) c_int {
     const drained = engine.stop(@as(u64, @intCast(@max(timeout_ms, 0))) * std.time.ns_per_ms);
     return if (drained) 0 else -@as(c_int, @intFromEnum(linux.E.TIMEDOUT));
 }
 
-export fn elgate_engine_free(engine: *Engine) void {
+pub export fn elgate_engine_free(engine: *Engine) void {
     engine.destroy();
 }
 
-export fn elgate_engine_next_event(engine: *Engine, buffer: [*]u8, buffer_bytes: usize, timeout_ms: i64) c_int {
+pub export fn elgate_engine_next_event(engine: *Engine, buffer: [*]u8, buffer_bytes: usize, timeout_ms: i64) c_int {
     const timeout_ns = @as(u64, @intCast(@max(timeout_ms, 0))) * std.time.ns_per_ms;
     const length = engine.state.events.next(buffer[0..buffer_bytes], timeout_ns) orelse return -@as(c_int, @intFromEnum(linux.E.PIPE));
     return @intCast(length);
 }
 
-export fn elgate_engine_counter_count() u32 {
+pub export fn elgate_engine_counter_count() u32 {
     return counters.count;
 }
 
-export fn elgate_engine_counter_name(index: u32) ?[*:0]const u8 {
+pub export fn elgate_engine_counter_name(index: u32) ?[*:0]const u8 {
     return if (index < counters.count) counters.name(index).ptr else null;
 }
 
-export fn elgate_engine_counters(engine: *Engine, values: [*]u64, count: u32) c_int {
+pub export fn elgate_engine_counters(engine: *Engine, values: [*]u64, count: u32) c_int {
     const filled = @min(count, counters.count);
     for (0..filled) |i| values[i] = @atomicLoad(u64, &engine.state.counters.values[i], .monotonic);
     return @intCast(filled);
 }
 
-export fn elgate_core_version() [*:0]const u8 {
+pub export fn elgate_core_version() [*:0]const u8 {
     return "0.1.0 zig " ++ builtin.zig_version_string ++ " " ++ @tagName(builtin.mode) ++ " " ++ @tagName(builtin.cpu.arch);
 }
 

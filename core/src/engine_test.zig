@@ -2,4 +2,5 @@ test {
     _ = @import("engine/uring.zig");
     _ = @import("engine/events.zig");
     _ = @import("engine/consumer.zig");
+    _ = @import("header_core_test.zig");
 }
