@@ -50,7 +50,8 @@ struct elgate_client_status {
 };
 
 /* Connects to the daemon: ELGATE_SOCKET, else $XDG_RUNTIME_DIR/elgate/control.sock, else
- * /run/elgate/control.sock. `runtime` names the SDK ("python"). Returns 1 connected, 0 no daemon and
+ * /run/user/<uid>/elgate/control.sock, /tmp/elgate-<uid>/control.sock, /run/elgate/control.sock; a daemon of
+ * another user (but root) is not spoken to. `runtime` names the SDK ("python"). Returns 1 connected, 0 no daemon and
  * ELGATE_FALLBACK=passthrough (everything stays native, one line on stderr), -errno else. Idempotent. */
 int elgate_start(const char *runtime);
 

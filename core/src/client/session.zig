@@ -533,8 +533,11 @@ pub const Session = struct {
         }
         const uid = linux.geteuid();
         if (uid != 0) {
+            // Where a user's own daemon listens; the last one where there is no login manager.
             const path = std.fmt.bufPrint(&buffer, "/run/user/{d}/elgate/control.sock", .{uid}) catch unreachable;
             if (session.connectTo(path)) |fd| return fd;
+            const last = std.fmt.bufPrint(&buffer, "/tmp/elgate-{d}/control.sock", .{uid}) catch unreachable;
+            if (session.connectTo(last)) |fd| return fd;
         }
         return session.connectTo("/run/elgate/control.sock");
     }
@@ -560,6 +563,11 @@ pub const Session = struct {
         _ = linux.setsockopt(fd, linux.SOL.SOCKET, linux.SO.SNDTIMEO, std.mem.asBytes(&timeout), @sizeOf(linux.timeval));
         while (true) {
             const errno = system.failure(linux.connect(fd, &address, @sizeOf(linux.sockaddr.un))) orelse {
+                if (!listensForUs(fd)) {
+                    session.connect_errno = .PERM;
+                    system.close(fd);
+                    return null;
+                }
                 session.socket_settled = true;
                 return fd;
             };
@@ -568,6 +576,14 @@ pub const Session = struct {
             system.close(fd);
             return null;
         }
+    }
+
+    /// The daemon gets our files: it must be this user's or root's, whoever owns the path.
+    fn listensForUs(fd: i32) bool {
+        var peer: extern struct { pid: i32, uid: u32, gid: u32 } = undefined;
+        var length: linux.socklen_t = @sizeOf(@TypeOf(peer));
+        if (system.failure(linux.getsockopt(fd, linux.SOL.SOCKET, linux.SO.PEERCRED, std.mem.asBytes(&peer), &length)) != null) return false;
+        return peer.uid == 0 or peer.uid == linux.geteuid();
     }
 
     const InstallError = error{ RingUnusable, PositionsUnusable, RouteTableUnusable, TooManyRings, OutOfMemory };
