@@ -70,6 +70,8 @@ pub const File = struct {
     /// from time to time.
     failed_errno: i32 = 0,
     retrying: bool = false,
+    /// A replay could not write it: what is missing is in the log alone, so nothing is tried before the next start.
+    unreplayed: bool = false,
     /// Its identity stands in the log above the checkpoint.
     identity_lsn: u64 = 0,
     /// Handles on it, as indices into the positions memory.

@@ -126,6 +126,7 @@ pub const Replay = struct {
             replay.route.checkpoint_blocked = true;
             // Nothing may be appended where what is missing belongs: it takes nothing until then.
             file.failed_errno = errno;
+            file.unreplayed = true;
             replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = header.lsn, .errno = errno });
             return;
         }

@@ -89,7 +89,7 @@ pub const Worker = struct {
     active_count: u32 = 0,
     /// Some buffer of this batch has no room for another longest record: commit first.
     batch_full: bool = false,
-    /// The one route that operations came for lately (see publishScan).
+    /// The one route that operations came for lately (see publishCredits).
     sole_candidate: u32 = positions.no_sole_route,
     sole_since_ns: u64 = 0,
 
@@ -1022,9 +1022,9 @@ pub const Worker = struct {
         if (worker.failed_files > 0 and now - worker.last_retry_ns >= retry_interval_ns) {
             worker.last_retry_ns = now;
             for (worker.known_files.items) |file| {
-                if (file.failed_errno != 0) worker.applier.retry(file);
-                worker.applier.flush();
+                if (file.failed_errno != 0 and !file.unreplayed) worker.applier.retry(file);
             }
+            worker.applier.flush();
         }
         for (0..state.routeCount()) |index| {
             const route = state.route(@intCast(index));
