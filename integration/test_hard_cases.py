@@ -343,6 +343,76 @@ def test_a_fence_that_was_not_logged_leaves_the_file_routed(elgate_daemon: Child
     assert path.read_bytes()[:4] == b"BBBB"
 
 
+HAMMER = """
+import elgate
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
+count = 0
+def write():
+    global count
+    count += 1
+    os.pwrite(fd, b"%08d" % count, 0)
+write()
+print("routed", flush=True)
+os.set_blocking(0, False)
+while sys.stdin.readline() == "":
+    write()
+while not elgate.status()["native_bytes"]:
+    write()
+for _ in range(10):
+    write()
+print("%08d" % count, flush=True)
+os.set_blocking(0, True)
+sys.stdin.readline()
+"""
+
+MAPPER = """
+import mmap
+fd = os.open(sys.argv[1], os.O_RDWR)
+memory = mmap.mmap(fd, 8)
+print("mapped", flush=True)
+sys.stdin.readline()
+"""
+
+LATE_WRITER = """
+import elgate
+fd = os.open(sys.argv[1], os.O_WRONLY)
+os.pwrite(fd, b"late", 0)
+os.close(fd)
+print(elgate.status()["native_bytes"], flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.elgate(wal={"checkpoint_interval": "10min"})
+@pytest.mark.parametrize("attempt", range(3))
+def test_no_record_of_another_process_stands_behind_a_fence(elgate_daemon: ChildDaemon, attempt: int) -> None:
+    """One process writes without a pause while another one maps the file: what it wrote before the mapping must not be
+    replayed over what it wrote after."""
+    daemon = elgate_daemon
+    path = daemon.route_dir / f"mapped-{attempt}"
+    hammer = program(daemon, HAMMER, str(path))
+    assert said(hammer) == "routed"
+    mapper = program(daemon, MAPPER, str(path))
+    assert said(mapper) == "mapped"
+    say(hammer, "stop")
+    last = said(hammer)
+    # As long as somebody has it open natively, it is native for whoever comes.
+    late = program(daemon, LATE_WRITER, str(path))
+    assert said(late) == "4"
+    for application in (hammer, mapper, late):
+        say(application, "end")
+        assert application.wait(LIMIT_S) == 0
+    assert path.read_bytes() == b"late" + last[4:].encode()
+    daemon.kill()
+    daemon.start()
+    assert path.read_bytes() == b"late" + last[4:].encode()
+    # And routed again, since nobody has it open any more.
+    late = program(daemon, LATE_WRITER, str(path))
+    assert said(late) == "0"
+    say(late, "end")
+    assert late.wait(LIMIT_S) == 0
+
+
 # ---- the ring -----------------------------------------------------------------------------------------------------
 
 

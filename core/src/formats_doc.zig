@@ -85,6 +85,7 @@ pub fn write(out: *Writer) Writer.Error!void {
     try structure(out, "Header", positions.Header);
     try structure(out, "RoutePositions", positions.RoutePositions);
     try structure(out, "HandleState", positions.HandleState);
+    try enumeration(out, "HandleState.native", positions.Native);
     try out.print(
         \\## Table of routes
         \\

@@ -68,6 +68,9 @@ const fallback_reason_offset = 100;
 /// RLIMIT_FSIZE, as it was at the last open of a routed file. (A limit that is lowered later is met at the next
 /// open, not before; programs set it before they start.)
 var size_limit: u64 = system.unlimited;
+/// Registrations of files that are native for good: kept until the process ends, as long as there are few.
+var kept_for_good: u32 = 0;
+const kept_for_good_max = 1024;
 var warned_refusal: bool = false;
 var warned_damage: bool = false;
 
@@ -96,6 +99,8 @@ const Use = struct {
     operation: *thread_module.Operation,
     file: *File,
     fd: i32,
+    /// Registers also what is native in this process already: the daemon has to know of the fence.
+    fencing: bool = false,
 
     /// 0, `native`, or -errno. After 0: `end`.
     inline fn begin(use: *Use, fd: i32) i32 {
@@ -197,7 +202,7 @@ fn register(use: *Use) i32 {
     var attempts: u32 = 0;
     while (attempts < restarts_max) {
         attempts += 1;
-        if (use.isNative()) return native;
+        if (use.isNative() and !use.fencing) return native;
         if (file.currentMode().observer) return native;
         if (file.failed) return system.negative(.IO);
         const sequence = session.currentSequence();
@@ -331,14 +336,45 @@ fn objection(use: *Use, standing: *const Standing) i32 {
     const handle = view.handle(standing.handle);
     const route_errno = @atomicLoad(i32, &view.route(standing.route).failure_errno, .acquire);
     const file_errno = @atomicLoad(i32, &handle.failed_errno, .acquire);
-    const made_native = @atomicLoad(u32, &handle.native, .acquire) != 0;
-    if (route_errno == 0 and file_errno == 0 and !made_native) return 0;
+    const verdict = @atomicLoad(positions.Native, &handle.native, .acquire);
+    if (route_errno == 0 and file_errno == 0 and verdict == .routed) return 0;
     if (!session.isCurrent(standing.sequence)) return 0; // not about us; the claim is checked again
-    if (made_native) {
+    if (verdict != .routed) {
+        const awaited = awaitVerdict(standing, &handle.native);
+        if (awaited != native) return awaited;
         const result = leave(use, .{ .fenced_elsewhere = {} });
         return if (result == 0) native else result;
     }
     return negativeErrno(if (file_errno != 0) file_errno else route_errno);
+}
+
+/// While another process's fence is being logged. `native`: it is; 0: it could not be, or there is another session
+/// now; -errno.
+fn awaitVerdict(standing: *const Standing, verdict: *const positions.Native) i32 {
+    var pause_ns: u64 = 50 * std.time.ns_per_us;
+    var looked_ns = system.monotonicNs();
+    while (true) {
+        const seen = @atomicLoad(positions.Native, verdict, .acquire);
+        if (!session.isCurrent(standing.sequence)) return 0;
+        switch (seen) {
+            .routed => return 0,
+            .native => return native,
+            .undecided, _ => {},
+        }
+        system.sleepNs(pause_ns);
+        pause_ns = @min(2 * pause_ns, 5 * std.time.ns_per_ms);
+        const now_ns = system.monotonicNs();
+        if (now_ns - looked_ns < wait.slice_ns) continue;
+        looked_ns = now_ns;
+        if (session.daemonIsGone(standing.sequence)) {
+            session.reconnect(standing.sequence) catch |err| return errnoOf(err);
+        }
+    }
+}
+
+fn verdictOn(standing: *const Standing) positions.Native {
+    const view = session.positionsView() orelse return .undecided;
+    return @atomicLoad(positions.Native, &view.handle(standing.handle).native, .seq_cst);
 }
 
 /// Between two rings: what was accepted in the old one and not durable is beyond this process's knowledge.
@@ -402,9 +438,9 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         const entry = view.producerRow(row);
         @atomicStore(u64, &entry.open_claim, claim.position + 1, .monotonic);
 
-        // Only now: whoever takes session or row away does it before it reads the head.
+        // Only now: whoever takes session, row or file away does it before it reads the head.
         const leased = @atomicLoad(u64, &entry.session, .seq_cst) == thread.lease;
-        if (!leased or !session.isCurrent(standing.sequence)) {
+        if (!leased or !session.isCurrent(standing.sequence) or verdictOn(&standing) != .routed) {
             _ = producer.abort(view, row, claim.position);
             closeClaim(use, entry);
             if (!leased) session.reconnect(standing.sequence) catch |err| return errnoOf(err);
@@ -1062,6 +1098,9 @@ fn takeOut(use: *Use, fd: i32) i32 {
 }
 
 fn releaseRegistration(file: *File) void {
+    // As long as the daemon has a native handle of ours, nobody else's writes go through the log beside ours.
+    if (@atomicLoad(bool, &file.inode.native_for_good, .seq_cst) and
+        @atomicRmw(u32, &kept_for_good, .Add, 1, .monotonic) < kept_for_good_max) return;
     const sequence = @atomicRmw(u32, &file.registered, .Xchg, 0, .seq_cst);
     if (sequence == 0 or !session.isCurrent(sequence)) return;
     session.releaseFile(sequence, file.file_id, file.handle) catch {};
@@ -1172,9 +1211,8 @@ fn leave(use: *Use, how: Leave) i32 {
         },
         .fenced_elsewhere => countFallback(fallback_reason_offset + @intFromEnum(Reason.passed_on)),
     }
+    // The registrations stay until the descriptors are closed: they tell the daemon that the file is native.
     @atomicStore(descriptors.Care, &inode.care, .native, .seq_cst);
-    var iterator = descriptors.Files{ .inode = inode };
-    while (iterator.next()) |file| releaseRegistration(file);
     return 0;
 }
 
@@ -1217,11 +1255,14 @@ fn fenceThroughWriter(use: *Use, reason: Reason) i32 {
 }
 
 fn fenceThrough(use: *Use, reason: Reason) i32 {
+    use.fencing = true;
+    defer use.fencing = false;
     for (0..restarts_max) |_| {
         var standing: Standing = undefined;
         const registered = standingOf(use, &standing);
         if (registered == native) return 0; // refused at its first registration: the log does not know it
         if (registered != 0) return registered;
+        if (verdictOn(&standing) == .native and session.isCurrent(standing.sequence)) return 0;
         var refusal: session_module.Refusal = undefined;
         session.fenceFile(standing.sequence, standing.file_id, standing.handle, @intFromEnum(reason), &refusal) catch |err| switch (err) {
             error.Lost => continue,

@@ -5,6 +5,7 @@ const linux = std.os.linux;
 const testing = std.testing;
 const library = @import("../elgate_client.zig");
 const control = @import("../format/control.zig");
+const positions = @import("../format/positions.zig");
 const ring = @import("../format/ring.zig");
 const fake = @import("../testing/fake_daemon.zig");
 const files = @import("files.zig");
@@ -237,10 +238,64 @@ test "what another process fenced is left natively here too" {
     defer fixture.deinit();
     const fd = try fixture.create("file", true);
     try testing.expectEqual(1, harness.write(fd, "a"));
-    @atomicStore(u32, &fixture.daemon.handleState(fixture.daemon.lastHandle()).native, 1, .seq_cst);
+    setNative(fixture, .native);
     try testing.expectEqual(harness.native, harness.write(fd, "b"));
     try fixture.expectContents("file", "a");
+    // Registered for as long as it is open: the daemon must know that somebody writes it natively.
+    try testing.expectEqual(0, fixture.daemon.count("releases"));
+    try testing.expectEqual(0, harness.close(fd));
     try testing.expectEqual(1, fixture.daemon.count("releases"));
+}
+
+fn setNative(fixture: Fixture, native: positions.Native) void {
+    @atomicStore(positions.Native, &fixture.daemon.handleState(fixture.daemon.lastHandle()).native, native, .seq_cst);
+}
+
+test "while another process's fence is being logged nothing is sent behind it; what it comes to decides" {
+    const fixture = try Fixture.init(&everything);
+    defer fixture.deinit();
+    const fd = try fixture.create("file", true);
+    const Writer = struct {
+        fd: i32,
+        written: u64 = 0,
+        fn run(writer: *@This()) void {
+            while (harness.write(writer.fd, "0123456789") == 10) _ = @atomicRmw(u64, &writer.written, .Add, 10, .seq_cst);
+        }
+        fn total(all: []@This()) u64 {
+            var sum: u64 = 0;
+            for (all) |*writer| sum += @atomicLoad(u64, &writer.written, .seq_cst);
+            return sum;
+        }
+    };
+    try testing.expectEqual(1, harness.write(fd, "a"));
+    var writers = [_]Writer{.{ .fd = fd }} ** 3;
+    var threads: [3]std.Thread = undefined;
+    for (&threads, &writers) |*thread, *writer| thread.* = try std.Thread.spawn(.{}, Writer.run, .{writer});
+    const Goal = struct { writers: []Writer, bytes: u64 };
+    for (0..100) |_| {
+        const goal = Goal{ .writers = &writers, .bytes = Writer.total(&writers) + 1000 };
+        try harness.eventually(&goal, struct {
+            fn reached(wanted: *const Goal) bool {
+                return Writer.total(wanted.writers) >= wanted.bytes;
+            }
+        }.reached);
+        setNative(fixture, .undecided);
+        // As the daemon does: whoever claims from here on sees it.
+        fixture.daemon.awaitScan();
+        const behind = fixture.daemon.count("records");
+        for (0..50) |_| std.Thread.yield() catch {};
+        fixture.daemon.awaitScan();
+        try testing.expectEqual(behind, fixture.daemon.count("records"));
+        setNative(fixture, .routed);
+    }
+    setNative(fixture, .undecided);
+    fixture.daemon.awaitScan();
+    setNative(fixture, .native);
+    for (threads) |thread| thread.join();
+    var found: linux.Stat = undefined;
+    _ = fake.check(linux.fstat(fd, &found));
+    try testing.expectEqual(1 + Writer.total(&writers), @as(u64, @bitCast(found.size)));
+    try testing.expectEqual(harness.native, harness.write(fd, "x"));
     try testing.expectEqual(0, harness.close(fd));
 }
 

@@ -471,9 +471,10 @@ pub const Control = struct {
         const entry = self.table.match(identity.pathText()) orelse return error.NotOnARoute;
         const key = InodeKey{ .device = identity.blob.device, .inode = identity.blob.inode };
         if (self.registry.get(key)) |file| {
-            if (file.handles == 0) {
+            if (!file.open_for_writing) {
                 // It was kept open for reading only, or by replay: write to it through the new description.
                 if (os.check(linux.dup3(fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true }))) == .errno) return error.CannotReopen;
+                file.open_for_writing = true;
             }
             os.close(fd);
             return file;
@@ -490,7 +491,7 @@ pub const Control = struct {
         steps.reached(.marked);
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
-        file.* = .{ .file_id = file_id, .route = route.index, .identity = identity.*, .fd = fd };
+        file.* = .{ .file_id = file_id, .route = route.index, .identity = identity.*, .fd = fd, .open_for_writing = true };
         try self.registry.put(allocator, key, file);
         state.counters.add(.files_open, 1);
         return file;
@@ -562,6 +563,7 @@ pub const Control = struct {
                     if (!session.closed) self.refuse(session, request.sequence, .log_failed, request.errno);
                 } else {
                     state.counters.add(.files_registered_total, 1);
+                    if (request.native and !session.closed) closeForWriting(file);
                     if (!session.closed) self.reply(session, .file_registered, request.sequence, control.FileRegistered{
                         .header = undefined,
                         .file_id = file.file_id,
@@ -577,6 +579,8 @@ pub const Control = struct {
             .fence => {
                 const file = request.file.?;
                 state.events.post(.info, "file_went_native", .{ .session = session.id, .path = file.identity.pathText(), .reason = request.reason, .errno = request.errno });
+                // With a session that has closed, its release may have been served, and another routed since.
+                if (request.native and !session.closed) closeForWriting(file);
                 if (!session.closed) {
                     if (request.errno != 0) {
                         self.refuse(session, request.sequence, .log_failed, request.errno);
@@ -609,7 +613,8 @@ pub const Control = struct {
             .errno => return, // unreadable for us: then it stays open for writing until the checkpoint
         };
         defer os.close(fd);
-        _ = os.check(linux.dup3(fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true })));
+        if (os.check(linux.dup3(fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true }))) == .errno) return;
+        file.open_for_writing = false;
     }
 
     fn forgetFile(self: *Control, file: *File) void {

@@ -6,6 +6,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const linux = std.os.linux;
+const positions = @import("../format/positions.zig");
 const wal = @import("../format/wal.zig");
 const os = @import("os.zig");
 const applier = @import("disk/applier.zig");
@@ -48,15 +49,22 @@ pub const File = struct {
     file_id: u64,
     route: u32,
     identity: Identity,
-    /// Open for writing while a handle is registered or the queue is not empty; else for reading, only to sync
-    /// it, so that a program that has just been written can be executed (no ETXTBSY). Same number throughout.
+    /// Open for writing while a handle is routed or the queue is not empty; else for reading, only to sync it,
+    /// so that a program that has just been written can be executed (no ETXTBSY). Same number throughout.
     fd: i32,
 
     // Control thread.
     handles: u32 = 0,
+    open_for_writing: bool = false,
 
     // Worker thread.
     queue: applier.Queue = .{},
+    /// Lasts until the last handle is released.
+    native: positions.Native = .routed,
+    /// Fences that are not decided yet.
+    fences_open: u32 = 0,
+    /// Position from which on nothing may come, while `native`.
+    native_position: u64 = 0,
     /// Of its file system, where the disk engine has lanes.
     lane: ?*Lane = null,
     /// Where the next append goes, while `end_known`.

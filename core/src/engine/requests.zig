@@ -13,6 +13,10 @@ pub const Request = struct {
     handle: u32 = 0,
     /// The worker acts when all operations below this position are behind it.
     barrier: u64 = 0,
+    /// A fence: the file's handles say so, and `barrier` was read after that.
+    begun: bool = false,
+    /// Answer: the file is native.
+    native: bool = false,
     /// Reason of a fence, for the event.
     reason: u32 = 0,
     /// 0, or why it failed.

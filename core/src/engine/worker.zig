@@ -242,6 +242,9 @@ pub const Worker = struct {
         const header = &item.header;
         const file = worker.fileOf(item) orelse return;
         const route = worker.state.route(file.route);
+        if (file.native == .native and item.position >= file.native_position) {
+            return worker.reject(item, "its file was made native before");
+        }
         if (worker.state.null_sink) {
             const payload = worker.state.ring.view.payload(item.position, ring.spanForLength(header.length_bytes));
             if (checksum.crc32c(0, payload[0..header.length_bytes]) != header.payload_checksum) return worker.reject(item, "its payload checksum is wrong");
@@ -871,6 +874,7 @@ pub const Worker = struct {
             .activate => {
                 const file = request.file.?;
                 const route = state.route(file.route);
+                if (file.native == .undecided) return .later;
                 if (!worker.knowFile(file) or !worker.openHandle(file, request)) {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
@@ -895,15 +899,15 @@ pub const Worker = struct {
             .fence => {
                 const file = request.file.?;
                 const route = state.route(file.route);
+                if (!request.begun) worker.beginFence(file, request);
                 if (!worker.consumer.isBehind(request.barrier)) return .later;
                 if (file.chain_buffer != null or !file.queue.isEmpty()) {
                     if (file.failed_errno == 0) return .later;
-                    request.errno = file.failed_errno;
-                    return .answered;
+                    return worker.decideFence(file, request, file.failed_errno);
                 }
-                request.errno = os.check(linux.fdatasync(file.fd)).err();
-                if (request.errno != 0) return .answered;
                 if (!worker.hasRoom()) return .later;
+                const errno = os.check(linux.fdatasync(file.fd)).err();
+                if (errno != 0) return worker.decideFence(file, request, errno);
                 return if (worker.logFence(file, route, worker.consumer.scan)) .after_commit else .later;
             },
             .forget_session => {
@@ -941,6 +945,36 @@ pub const Worker = struct {
         }
     }
 
+    /// No process may send anything for the file from here on. Whoever has claimed a slot without seeing that
+    /// stands below the head as it is read then (see HandleState.native).
+    fn beginFence(worker: *Worker, file: *File, request: *Request) void {
+        request.begun = true;
+        file.fences_open += 1;
+        if (file.native == .routed) worker.publishNative(file, .undecided);
+        const head = @atomicLoad(u64, &worker.state.ring.view.header().head, .seq_cst);
+        request.barrier = @min(head, worker.consumer.tail + ring.slot_count);
+    }
+
+    fn decideFence(worker: *Worker, file: *File, request: *Request, errno: i32) Served {
+        request.errno = errno;
+        request.native = errno == 0;
+        file.fences_open -= 1;
+        if (errno == 0) {
+            file.native_position = request.barrier;
+            if (file.handle_list.items.len > 0) worker.publishNative(file, .native);
+        } else if (file.native == .undecided and file.fences_open == 0) {
+            worker.publishNative(file, .routed);
+        }
+        return .answered;
+    }
+
+    fn publishNative(worker: *Worker, file: *File, native: positions.Native) void {
+        file.native = native;
+        for (file.handle_list.items) |index| {
+            @atomicStore(positions.Native, &worker.state.publisher.handle(index).native, native, .seq_cst);
+        }
+    }
+
     /// Session number of rows whose session is gone while their thread lives.
     const orphaned: u64 = std.math.maxInt(u64);
 
@@ -963,7 +997,8 @@ pub const Worker = struct {
     fn openHandle(worker: *Worker, file: *File, request: *Request) bool {
         file.handle_list.append(worker.state.allocator, request.handle) catch return false;
         const entry = worker.state.publisher.handle(request.handle);
-        entry.* = .{ .error_sequence = entry.error_sequence, .error_errno = 0, .append_end = 0, .native = 0, .reserved = 0, .file_handles = 0, .failed_errno = file.failed_errno };
+        entry.* = .{ .error_sequence = entry.error_sequence, .error_errno = 0, .append_end = 0, .native = file.native, .reserved = 0, .file_handles = 0, .failed_errno = file.failed_errno };
+        request.native = file.native == .native;
         worker.state.handles[request.handle] = .{ .file = file, .session = request.session };
         worker.publishSharers(file);
         return true;
@@ -976,6 +1011,8 @@ pub const Worker = struct {
             _ = file.handle_list.swapRemove(i);
             break;
         }
+        // Requests about one handle are served in order, and a fence comes through one: none is open now.
+        if (file.handle_list.items.len == 0) file.native = .routed;
         worker.publishSharers(file);
     }
 
@@ -995,9 +1032,7 @@ pub const Worker = struct {
             }
             link.* = request.next;
             request.errno = errno;
-            if (errno == 0 and request.kind == .fence) {
-                for (request.file.?.handle_list.items) |index| @atomicStore(u32, &worker.state.publisher.handle(index).native, 1, .release);
-            }
+            if (request.kind == .fence) _ = worker.decideFence(request.file.?, request, errno);
             if (errno != 0 and request.kind == .activate) {
                 request.file.?.identity_lsn = 0; // not in the log after all
                 worker.closeHandle(request.file.?, request.handle);

@@ -48,6 +48,16 @@ pub const RoutePositions = extern struct {
     reserved: [128 - 36]u8,
 };
 
+pub const Native = enum(u32) {
+    /// Operations go through the ring.
+    routed = 0,
+    /// A fence is being logged: claim nothing, wait for one of the others.
+    undecided = 1,
+    /// Whoever writes the file does it natively, until the last handle on it is released.
+    native = 2,
+    _,
+};
+
 pub const HandleState = extern struct {
     /// Moves with each error of the file behind this handle. The client keeps the value it has reported.
     error_sequence: u32,
@@ -55,8 +65,9 @@ pub const HandleState = extern struct {
     /// End of the last append through this handle: where the kernel's offset would stand. Set before the
     /// append's position is published; read it after.
     append_end: u64,
-    /// 1: somebody made the file native for good. Finish, release the handle, and go on natively.
-    native: u32,
+    /// Somebody makes the file native. Looked at after each claim: whoever has claimed without seeing it stands
+    /// below the head that the daemon reads next, and so before the fence.
+    native: Native,
     reserved: u32,
     /// Handles that are open on this file, by all sessions. 1: nobody but this handle's owner writes it through
     /// Elgate, so its fsync need not be a barrier in the ring: waiting for its own last position is enough.

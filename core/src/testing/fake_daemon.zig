@@ -653,7 +653,7 @@ pub const FakeDaemon = struct {
                 const state = daemon.handleState(index);
                 @atomicStore(i32, &state.error_errno, 0, .release);
                 @atomicStore(u64, &state.append_end, 0, .release);
-                @atomicStore(u32, &state.native, 0, .release);
+                @atomicStore(positions.Native, &state.native, .routed, .release);
                 @atomicStore(i32, &state.failed_errno, 0, .release);
                 @atomicStore(u32, &state.file_handles, 2, .release); // as if shared: an fsync is a barrier, unless a test says otherwise
                 reply(fd, control.FileRegistered, .file_registered, header.sequence, .{ .header = undefined, .file_id = file_id, .handle = index, .route = message.route }, &.{});
@@ -680,6 +680,9 @@ pub const FakeDaemon = struct {
                 defer daemon.mutex.unlock();
                 daemon.fences += 1;
                 daemon.fence_reason = message.reason;
+                for (daemon.handles, 0..) |handle, index| {
+                    if (handle.file_id == message.file_id) @atomicStore(positions.Native, &daemon.handleState(@intCast(index)).native, .native, .seq_cst);
+                }
                 reply(fd, control.Done, .file_fenced, header.sequence, .{ .header = undefined }, &.{});
                 return true;
             },
@@ -695,14 +698,14 @@ pub const FakeDaemon = struct {
         }
     }
 
-    /// Until everything that is in the ring now has been taken.
-    fn awaitScan(daemon: *FakeDaemon) void {
+    /// Until everything that is in the ring now has been taken, open claims included.
+    pub fn awaitScan(daemon: *FakeDaemon) void {
         const head = @atomicLoad(u64, &daemon.ring.view.header().head, .seq_cst);
         while (!@atomicLoad(bool, &daemon.stopping, .seq_cst)) {
             daemon.mutex.lock();
-            const scan = daemon.consumer.scan;
+            const behind = daemon.consumer.scan >= head and daemon.consumer.passed_count == 0;
             daemon.mutex.unlock();
-            if (scan >= head) return;
+            if (behind) return;
             std.Thread.yield() catch {};
         }
     }
