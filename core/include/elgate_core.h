@@ -25,6 +25,7 @@
 #define ELGATE_ENGINE_ALLOW_VOLATILE 1  /* accept a log directory on tmpfs or overlay */
 #define ELGATE_ENGINE_NULL_SINK 2       /* measure the ring alone: records are checked and dropped */
 #define ELGATE_ENGINE_IO_URING 4        /* apply through io_uring instead of a thread per file system */
+#define ELGATE_ENGINE_RING_PER_CLIENT 8 /* each client process gets a ring of its own */
 
 struct elgate_route_config {
     const char *name;                /* 1..64 of [a-z0-9_-]; names the log directory */

@@ -41,6 +41,7 @@ pub const EngineConfig = extern struct {
 pub const flag_allow_volatile: u32 = 1;
 pub const flag_null_sink: u32 = 2;
 pub const flag_io_uring: u32 = 4;
+pub const flag_ring_per_client: u32 = 8;
 
 pub const flush_group: u32 = 0;
 pub const flush_always: u32 = 1;
@@ -104,6 +105,7 @@ fn startEngine(config: *const EngineConfig, failure: *Failure) error{Failed}!*En
         .log_directory = std.mem.span(config.log_directory),
         .allow_volatile = config.flags & flag_allow_volatile != 0,
         .disk_engine = if (config.flags & flag_io_uring != 0) .io_uring else .lanes,
+        .ring_per_client = config.flags & flag_ring_per_client != 0,
         .null_sink = config.flags & flag_null_sink != 0,
         .no_sync = steps.syncsAreLeftOut(),
         .checkpoint_bytes = if (config.checkpoint_bytes != 0) config.checkpoint_bytes else 64 << 20,

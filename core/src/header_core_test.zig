@@ -21,6 +21,7 @@ test "the constants are the header's" {
     try testing.expectEqual(c.ELGATE_ENGINE_ALLOW_VOLATILE, library.flag_allow_volatile);
     try testing.expectEqual(c.ELGATE_ENGINE_NULL_SINK, library.flag_null_sink);
     try testing.expectEqual(c.ELGATE_ENGINE_IO_URING, library.flag_io_uring);
+    try testing.expectEqual(c.ELGATE_ENGINE_RING_PER_CLIENT, library.flag_ring_per_client);
 }
 
 test "every function of the header is exported with its signature, and nothing else is" {

@@ -65,7 +65,7 @@ MISTAKES = [
     (document("control: {group: no-such-group-here}"), 2, ["control.group", "no group 'no-such-group-here'"]),
     # ring
     (document("ring: {path: ring}"), 2, ["ring.path", "absolute"]),
-    (document("ring: {isolation: per_client}"), 2, ["ring.isolation", "not in this version", "per_uid"]),
+    (document("ring: {isolation: per_host}"), 2, ["ring.isolation", "per_client", "per_uid"]),
     # wal
     (document("wal: {dir: /dev/shm/wal}"), 2, ["wal.dir", "tmpfs", "allow_volatile"]),
     (document("wal:\n  segment_size: 64MB"), 3, ["wal.segment_size", "'64MB'", "MiB"]),

@@ -1064,7 +1064,7 @@ fn openedSpecially(fd: i32, already_native: bool, direct: bool) i32 {
 pub fn close(fd: i32) i32 {
     if (!descriptors.has(fd)) {
         // A program that closes what it did not open: the connection moves out of its way.
-        if (session.ownsDescriptor(fd) and !session.inBorrowedMemory()) session.moveControl();
+        if (session.ownsDescriptor(fd) and !session.inBorrowedMemory()) session.moveDescriptor(fd);
         return 0;
     }
     session.checkFork();

@@ -40,6 +40,10 @@ pub const Ring = struct {
     uuid: [16]u8,
     /// 1…: tells this process's rings apart in a Ticket.
     ordinal: u7,
+    /// To hand it back to a daemon that has lost it; -1: not to be had any more.
+    fd: i32,
+    /// Of what `fd` must be.
+    inode: u64,
 };
 
 /// A place in one of this process's rings. As the u64 that `elgate_append` gives out:
@@ -353,6 +357,7 @@ pub const Session = struct {
         session.rows_lock.forget();
         session.free_row_count = 0;
         session.closeControl();
+        for (session.rings[0..session.ring_count]) |*known| if (descriptorOf(known)) |fd| system.close(fd);
         // The rings are not mapped here (MADV_DONTFORK): a child must not touch its parent's claims.
         @atomicStore(?*const Ring, &session.ring, null, .release);
         session.ring_count = 0;
@@ -436,15 +441,30 @@ pub const Session = struct {
     }
 
     pub fn ownsDescriptor(session: *Session, fd: i32) bool {
-        return fd >= 0 and fd == @atomicLoad(i32, &session.control_fd, .acquire);
+        if (fd < 0) return false;
+        if (fd == @atomicLoad(i32, &session.control_fd, .acquire)) return true;
+        const current = session.currentRing() orelse return false;
+        return fd == @atomicLoad(i32, &current.fd, .acquire);
     }
 
-    /// The program is about to close the control socket: keep it under another number.
-    pub fn moveControl(session: *Session) void {
+    /// The program is about to close a descriptor of ours: keep it under another number.
+    pub fn moveDescriptor(session: *Session, fd: i32) void {
         session.lock.acquire() catch return;
         defer session.lock.release();
-        const result = linux.fcntl(session.control_fd, F_DUPFD_CLOEXEC, descriptor_floor);
-        if (system.failure(result) == null) @atomicStore(i32, &session.control_fd, @intCast(result), .release);
+        const result = linux.fcntl(fd, F_DUPFD_CLOEXEC, descriptor_floor);
+        if (system.failure(result) != null) return;
+        const moved: i32 = @intCast(result);
+        if (fd == session.control_fd) return @atomicStore(i32, &session.control_fd, moved, .release);
+        for (session.rings[0..session.ring_count]) |*known| {
+            if (known.fd == fd) return @atomicStore(i32, &known.fd, moved, .release);
+        }
+        system.close(moved);
+    }
+
+    /// The ring's descriptor, if it still is what it was.
+    fn descriptorOf(known: *const Ring) ?i32 {
+        const status = system.fileStatus(known.fd) orelse return null;
+        return if (status.isRegular() and status.inode == known.inode) known.fd else null;
     }
 
     fn closeControl(session: *Session) void {
@@ -490,15 +510,16 @@ pub const Session = struct {
         hello.positions_version = positions.version;
         hello.routes_version = routes.version;
         hello.runtime = session.runtime;
-        if (session.ring) |current| hello.previous_ring_uuid = current.uuid;
+        const previous = if (session.ring) |current| descriptorOf(current) else null;
         var descriptors: [control.descriptors_max]i32 = undefined;
         var refusal: Refusal = undefined;
-        const welcome = session.exchange(control.Hello, &hello, .hello, null, control.Welcome, .welcome, &descriptors, &refusal) catch |err| {
+        const welcome = session.exchange(control.Hello, &hello, .hello, previous, control.Welcome, .welcome, &descriptors, &refusal) catch |err| {
             session.connect_errno = .PROTO;
             switch (err) {
                 error.Refused => {
                     session.connect_errno = if (refusal.errno > 0 and refusal.errno < 4096) @enumFromInt(refusal.errno) else .CONNREFUSED;
-                    session.warnProtocol("refused this process ({s})", .{refusalName(refusal.reason)});
+                    // The ring that we had is just being given up: it is there again, or another one, in a moment.
+                    if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal.reason)});
                 },
                 error.Lost => session.warnProtocol("closed the connection, did not answer within {d} ms, or answered what makes no sense; is it of another version?", .{answer_timeout_ms}),
                 error.HeldByThisThread => {},
@@ -647,7 +668,14 @@ pub const Session = struct {
         if (system.failure(linux.madvise(memory.ptr, memory.len, linux.MADV.DONTFORK)) != null) return error.OutOfMemory;
         const new = &session.rings[session.ring_count];
         session.ring_count += 1;
-        new.* = .{ .view = .{ .memory = memory }, .uuid = welcome.ring_uuid, .ordinal = @intCast(session.ring_count) };
+        const kept = linux.fcntl(fd, F_DUPFD_CLOEXEC, descriptor_floor);
+        new.* = .{
+            .view = .{ .memory = memory },
+            .uuid = welcome.ring_uuid,
+            .ordinal = @intCast(session.ring_count),
+            .fd = if (system.failure(kept) == null) @intCast(kept) else -1,
+            .inode = if (system.fileStatus(fd)) |status| status.inode else 0,
+        };
         return new;
     }
 

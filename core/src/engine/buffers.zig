@@ -12,6 +12,8 @@ const applier = @import("disk/applier.zig");
 const Run = applier.Run;
 const File = @import("files.zig").File;
 const Failure = @import("failure.zig").Failure;
+const ServedRing = @import("served_ring.zig").ServedRing;
+const rings_max = @import("served_ring.zig").rings_max;
 
 pub const buffer_count = 16;
 /// Room for a batch of a quarter of the ring and one longest record behind it.
@@ -30,6 +32,8 @@ pub const Record = struct {
     /// The file's next record in this buffer, or `end_of_chain`.
     next: u32,
 };
+
+const Settling = struct { ring: *ServedRing, position: u64 };
 
 pub const end_of_chain: u32 = std.math.maxInt(u32);
 
@@ -52,15 +56,16 @@ pub const Buffer = struct {
     run_count: u32,
     route: u32,
     last_lsn: u64,
-    /// The route's position when this buffer is durable and applied.
-    end_position: u64,
+    /// The route's positions, one for each ring, when this buffer is durable and applied; where `ends_set` says so.
+    end_positions: [rings_max]u64,
+    ends_set: std.StaticBitSet(rings_max),
     durable: bool,
     /// Runs that hold up the applied position.
     pending_runs: u32,
     /// Runs that still need this buffer's bytes.
     pinned_runs: u32,
     /// Positions of passed claims in it, to be settled when it is applied.
-    settle: [records_max]u64,
+    settle: [records_max]Settling,
     settle_count: u32,
     next: ?*Buffer,
 
@@ -137,9 +142,14 @@ pub const Buffer = struct {
     }
 
     /// A passed claim in this buffer: its slot is released when the buffer is applied.
-    pub fn settleLater(buffer: *Buffer, position: u64) void {
-        buffer.settle[buffer.settle_count] = position;
+    pub fn settleLater(buffer: *Buffer, served: *ServedRing, position: u64) void {
+        buffer.settle[buffer.settle_count] = .{ .ring = served, .position = position };
         buffer.settle_count += 1;
+    }
+
+    pub fn setEnd(buffer: *Buffer, served: *const ServedRing, position: u64) void {
+        buffer.end_positions[served.index] = position;
+        buffer.ends_set.set(served.index);
     }
 
     pub fn isApplied(buffer: *const Buffer) bool {
@@ -191,6 +201,7 @@ pub const Buffers = struct {
         buffer.pending_runs = 0;
         buffer.pinned_runs = 0;
         buffer.settle_count = 0;
+        buffer.ends_set = .initEmpty();
         buffer.next = null;
         return buffer;
     }

@@ -10,7 +10,7 @@ const std = @import("std");
 const assert = std.debug.assert;
 const ring = @import("../format/ring.zig");
 const os = @import("os.zig");
-const ring_file = @import("ring_file.zig");
+const ring_memory = @import("ring_memory.zig");
 const Counters = @import("counters.zig").Counters;
 
 /// One committed operation. `header` is the daemon's own, checked copy.
@@ -49,7 +49,11 @@ pub const Consumer = struct {
     passed_count: u32,
     /// Slots per route that are consumed and not released.
     held_slots: [1024]u32,
+    /// Routes that hold any.
+    holding_routes: u32,
     damage: ?Damage,
+    /// Below it open claims are passed also where nothing stands behind them: somebody waits until all is seen.
+    required_scan: u64 = 0,
 
     pub fn init(view: ring.View, counters: *Counters) Consumer {
         var tail = @atomicLoad(u64, &view.header().tail, .acquire);
@@ -72,6 +76,7 @@ pub const Consumer = struct {
             .passed = undefined,
             .passed_count = 0,
             .held_slots = @splat(0),
+            .holding_routes = 0,
             .damage = null,
         };
     }
@@ -165,7 +170,9 @@ pub const Consumer = struct {
         const span = &consumer.spans[ring.slotIndex(item.position)];
         span.state = .consumed;
         span.route = route;
-        if (route != no_route) consumer.held_slots[route] += span.slots;
+        if (route == no_route) return;
+        if (consumer.held_slots[route] == 0) consumer.holding_routes += 1;
+        consumer.held_slots[route] += span.slots;
     }
 
     /// As `consume`, but not released before `settle`.
@@ -198,7 +205,10 @@ pub const Consumer = struct {
                 .passed => break,
                 .consumed => {
                     if (span.settling) break;
-                    if (span.route != no_route) consumer.held_slots[span.route] -= span.slots;
+                    if (span.route != no_route) {
+                        consumer.held_slots[span.route] -= span.slots;
+                        if (consumer.held_slots[span.route] == 0) consumer.holding_routes -= 1;
+                    }
                 },
                 .skipped => {},
             }
@@ -313,7 +323,7 @@ pub const Consumer = struct {
 
     fn abortIfOwnerGone(consumer: *Consumer, position: u64, word: ring.StateWord) bool {
         if (word.owner < ring.producer_rows and
-            ring_file.ownerOf(consumer.view.producerRow(word.owner)) == .living) return false;
+            ring_memory.ownerOf(consumer.view.producerRow(word.owner)) == .living) return false;
         const aborted = word.with(.aborted).bits();
         if (@cmpxchgStrong(u64, consumer.view.stateWord(position), word.bits(), aborted, .acq_rel, .acquire) == null) {
             consumer.counters.add(.claims_aborted_total, 1);
@@ -324,6 +334,7 @@ pub const Consumer = struct {
     fn somethingBehind(consumer: *const Consumer, position: u64, word: ring.StateWord) bool {
         // Who waits for space may wait for the slots that this very claim holds up.
         if (@atomicLoad(u32, &consumer.view.header().space_waiters, .seq_cst) != 0) return true;
+        if (position < consumer.required_scan) return true;
         const behind = position + word.span;
         if (behind >= consumer.tail + ring.slot_count) return true; // the ring is full of claims: all are passed
         const other = consumer.view.loadState(behind);

@@ -19,6 +19,9 @@ const Route = @import("route.zig").Route;
 const Request = @import("requests.zig").Request;
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
+const served_ring = @import("served_ring.zig");
+const ServedRing = served_ring.ServedRing;
+const RingMemory = @import("ring_memory.zig").RingMemory;
 
 pub const sessions_max = 4096;
 
@@ -28,7 +31,8 @@ const Session = struct {
     id: u64,
     fd: i32,
     credentials: Credentials,
-    greeted: bool = false,
+    /// Where its operations go; null before it is greeted.
+    ring: ?*ServedRing = null,
     /// A request of its is with the worker.
     busy: bool = false,
     /// The socket is gone; freed when the worker has answered what is still with it.
@@ -51,20 +55,23 @@ pub const Control = struct {
     sessions_by_id: std.AutoHashMapUnmanaged(u64, *Session) = .empty,
     next_session: u64 = 1,
     registry: std.AutoHashMapUnmanaged(InodeKey, *File) = .empty,
-    handle_used: std.StaticBitSet(positions.handles_max) = .initEmpty(),
-    next_handle: u32 = 0,
+    /// The first is the daemon's own user's; the others are made for those who may not share it.
+    rings: [served_ring.rings_max]?*ServedRing = @splat(null),
+    routes_generation: u32 = 0,
     /// Sealed memfd with the table that clients get, and our own view of it.
     routes_fd: i32 = -1,
     table: routes.Table = undefined,
     table_memory: []align(8) u8 = &.{},
     stopped: bool = false,
 
-    pub fn init(state: *State, listen_fd: i32, failure: *Failure) error{Failed}!Control {
+    pub fn init(state: *State, shared: *ServedRing, listen_fd: i32, failure: *Failure) error{Failed}!Control {
         const epoll_fd = switch (os.descriptor(linux.epoll_create1(linux.EPOLL.CLOEXEC))) {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot make an epoll descriptor: {s}", .{Failure.nameOf(errno)}),
         };
         var self = Control{ .state = state, .listen_fd = listen_fd, .epoll_fd = epoll_fd };
+        assert(shared.index == 0);
+        self.rings[0] = shared;
         self.watch(listen_fd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
         self.watch(state.control_eventfd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
         return self;
@@ -125,6 +132,7 @@ pub const Control = struct {
         var known = self.registry.valueIterator();
         while (known.next()) |file| destroyFile(self.state, file.*);
         self.registry.deinit(allocator);
+        for (self.rings) |each| if (each) |served| served.destroy(allocator);
         if (self.routes_fd >= 0) os.close(self.routes_fd);
         allocator.free(self.table_memory);
         os.close(self.epoll_fd);
@@ -172,23 +180,25 @@ pub const Control = struct {
         _ = self.sessions.remove(session.fd);
         os.close(session.fd);
         self.state.counters.subtract(.sessions_open, 1);
-        if (session.greeted) self.state.events.post(.info, "session_closed", .{ .session = session.id, .pid = session.credentials.pid });
+        const its = session.ring orelse return;
+        self.state.events.post(.info, "session_closed", .{ .session = session.id, .pid = session.credentials.pid });
         // Threads that outlive their session must not commit under handles that are about to go: what they
         // claimed before they could see this stands below the head that the worker reads next.
-        for (&self.state.row_sessions, 0..) |*owner, row| {
+        for (&its.row_sessions, 0..) |*owner, row| {
             if (@atomicLoad(u64, owner, .acquire) != session.id) continue;
-            @atomicStore(u64, &self.state.ring.view.producerRow(@intCast(row)).session, 0, .seq_cst);
+            @atomicStore(u64, &its.view.producerRow(@intCast(row)).session, 0, .seq_cst);
         }
         for (session.handles.items) |handle| {
             if (handle.releasing) continue; // asked for before its owner went away
-            self.ask(session, .{ .kind = .release, .session = session.id, .file = handle.file, .handle = handle.index }) catch continue;
+            self.ask(session, .{ .kind = .release, .session = session.id, .ring = its, .file = handle.file, .handle = handle.index }) catch continue;
         }
-        self.ask(session, .{ .kind = .forget_session, .session = session.id }) catch {};
+        self.ask(session, .{ .kind = .forget_session, .session = session.id, .ring = its }) catch {};
     }
 
     /// Everything of a closed session has been answered.
     fn retire(self: *Control, session: *Session) void {
         assert(session.closed and session.outstanding == 0);
+        if (session.ring) |its| self.leaveRing(its);
         _ = self.sessions_by_id.remove(session.id);
         session.handles.deinit(self.state.allocator);
         self.state.allocator.destroy(session);
@@ -212,6 +222,15 @@ pub const Control = struct {
         fn as(message: *const Message, comptime T: type) ?*const T {
             if (message.length != @sizeOf(T)) return null;
             return @ptrCast(&message.bytes);
+        }
+
+        /// The first descriptor, if there is one; the caller's to close.
+        fn takeDescriptor(message: *Message) ?i32 {
+            if (message.descriptor_count == 0) return null;
+            const fd = message.descriptors[0];
+            message.descriptor_count -= 1;
+            std.mem.copyForwards(i32, message.descriptors[0..message.descriptor_count], message.descriptors[1 .. message.descriptor_count + 1]);
+            return fd;
         }
 
         fn closeDescriptors(message: *Message) void {
@@ -341,9 +360,11 @@ pub const Control = struct {
         const kind: control.Kind = @enumFromInt(head.kind);
         const sequence = head.sequence;
         if (head.version != control.version) return self.refuse(session, sequence, .version_mismatch, 0);
-        if (session.greeted == (kind == .hello)) return self.refuse(session, sequence, .out_of_order, 0);
+        if ((session.ring != null) == (kind == .hello)) return self.refuse(session, sequence, .out_of_order, 0);
         switch (kind) {
-            .hello => if (message.as(control.Hello)) |hello| return self.greet(session, hello),
+            .hello => if (message.as(control.Hello)) |hello| {
+                if (message.descriptor_count <= 1) return self.greet(session, hello, message.takeDescriptor());
+            },
             .attach_thread => if (message.as(control.AttachThread)) |_| return self.attachThread(session, sequence),
             .register_file => if (message.as(control.RegisterFile)) |_| {
                 if (message.descriptor_count == 1) return self.registerFile(session, sequence, message.descriptors[0]);
@@ -360,39 +381,148 @@ pub const Control = struct {
         self.refuse(session, sequence, .bad_message, 0);
     }
 
-    fn greet(self: *Control, session: *Session, hello: *const control.Hello) void {
+    fn greet(self: *Control, session: *Session, hello: *const control.Hello, previous_ring: ?i32) void {
+        var handed_back = previous_ring;
+        defer if (handed_back) |fd| os.close(fd);
         const state = self.state;
         const sequence = hello.header.sequence;
         if (hello.ring_version != ring.version or hello.positions_version != positions.version or hello.routes_version != routes.version) {
             state.events.post(.warning, "client_of_another_version", .{ .session = session.id, .pid = session.credentials.pid, .ring_version = hello.ring_version, .our_ring_version = ring.version });
             return self.refuse(session, sequence, .version_mismatch, 0);
         }
-        // The shared ring is for one user: whoever can map it can read and forge what is in it.
-        if (session.credentials.uid != linux.geteuid()) {
-            state.events.post(.warning, "client_of_another_user", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid });
-            return self.refuse(session, sequence, .wrong_user, @intFromEnum(linux.E.PERM));
-        }
-        session.greeted = true;
+        const before: ?*ServedRing = if (handed_back) |fd| self.ringBehind(fd) else null;
+        // The worker is letting go of it: the client asks again, and gets it back or another one then.
+        if (before) |known| if (known.leaving) return self.refuse(session, sequence, .stopping, 0);
+        var adopted: ?*ServedRing = null;
+        if (before == null) if (handed_back) |fd| {
+            handed_back = null;
+            adopted = self.adoptRing(session, fd);
+        };
+        const mine = if (before) |known| known.uid == session.credentials.uid else false;
+        const its = (if (mine) before else adopted orelse self.ringFor(session)) orelse
+            return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOSPC));
+        its.sessions += 1;
+        session.ring = its;
         const runtime = std.mem.sliceTo(&hello.runtime, 0);
-        state.events.post(.info, "session_opened", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid, .runtime = runtime });
+        state.events.post(.info, "session_opened", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid, .runtime = runtime, .ring = its.index });
         self.reply(session, .welcome, sequence, control.Welcome{
             .header = undefined,
             .session = session.id,
-            .ring_uuid = state.ring.view.header().uuid,
+            .ring_uuid = its.view.header().uuid,
             .ring_bytes = ring.file_size,
             .positions_bytes = positions.file_size,
             .routes_bytes = self.table_memory.len,
-            .daemon_epoch = state.publisher.header().daemon_epoch,
-        }, &.{ state.ring.client_fd, state.publisher.fd, self.routes_fd });
+            .daemon_epoch = its.publisher.header().daemon_epoch,
+        }, &.{ its.memory.client_fd, its.publisher.fd, self.routes_fd });
+    }
+
+    /// A ring serves one user: whoever can map it can read and forge what is in it. null: there are too many, or there
+    /// is no memory for another.
+    fn ringFor(self: *Control, session: *const Session) ?*ServedRing {
+        const state = self.state;
+        const uid = session.credentials.uid;
+        if (!state.ring_per_client) {
+            for (self.rings) |each| {
+                const known = each orelse continue;
+                if (known.uid == uid and !known.leaving) return known;
+            }
+        }
+        var failure = Failure{};
+        return self.makeRing(uid, &failure) catch {
+            state.events.post(.@"error", "ring_refused", .{ .session = session.id, .pid = session.credentials.pid, .uid = uid, .errno = failure.errno, .reason = failure.message() });
+            return null;
+        };
+    }
+
+    fn makeRing(self: *Control, uid: u32, failure: *Failure) error{Failed}!*ServedRing {
+        const index = try self.freeIndex(failure);
+        var memory = try RingMemory.make(uid, failure);
+        errdefer memory.close();
+        return self.serveRing(memory, index, failure);
+    }
+
+    fn freeIndex(self: *const Control, failure: *Failure) error{Failed}!u7 {
+        for (self.rings, 0..) |each, index| {
+            if (each == null) return @intCast(index);
+        }
+        return failure.set(@intFromEnum(linux.E.NOSPC), "{d} rings are in use already, and no more can be served", .{served_ring.rings_max});
+    }
+
+    /// The ring that we serve whose memory a client's descriptor is.
+    fn ringBehind(self: *const Control, fd: i32) ?*ServedRing {
+        const inode = RingMemory.inodeOf(fd) orelse return null;
+        for (self.rings) |each| {
+            const known = each orelse continue;
+            if (std.meta.eql(known.memory.inode, inode)) return known;
+        }
+        return null;
+    }
+
+    /// A ring that an earlier daemon made, and that went with it for all but its clients: what was accepted in it is
+    /// finished, and the client goes on in it. Takes `fd` over. null: it is none, and why is in the log.
+    fn adoptRing(self: *Control, session: *const Session, fd: i32) ?*ServedRing {
+        const uid = session.credentials.uid;
+        var failure = Failure{};
+        const adopted = adopted: {
+            const index = self.freeIndex(&failure) catch {
+                os.close(fd);
+                break :adopted null;
+            };
+            var memory = RingMemory.adopt(fd, uid, &failure) catch break :adopted null;
+            const uuid = served_ring.uuidOf(memory.view);
+            for (self.rings) |each| {
+                const known = each orelse continue;
+                if (!std.mem.eql(u8, &known.uuid, &uuid)) continue;
+                failure.set(@intFromEnum(linux.E.EXIST), "another ring has its uuid", .{}) catch {};
+                memory.close();
+                break :adopted null;
+            }
+            break :adopted self.serveRing(memory, index, &failure) catch {
+                memory.close();
+                break :adopted null;
+            };
+        };
+        if (adopted) |made| {
+            self.state.counters.add(.rings_adopted_total, 1);
+            return made;
+        }
+        self.state.events.post(.warning, "ring_not_taken_back", .{ .session = session.id, .pid = session.credentials.pid, .uid = uid, .errno = failure.errno, .reason = failure.message() });
+        return null;
+    }
+
+    fn serveRing(self: *Control, memory: RingMemory, index: u7, failure: *Failure) error{Failed}!*ServedRing {
+        const state = self.state;
+        const request = state.allocator.create(Request) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for a ring", .{});
+        errdefer state.allocator.destroy(request);
+        const made = try ServedRing.create(state.allocator, memory, index, &state.counters, failure);
+        made.publisher.header().routes_generation = self.routes_generation;
+        request.* = .{ .kind = .serve_ring, .session = 0, .ring = made };
+        // Before anything of its clients, whose requests come behind this one.
+        state.postToWorker(request);
+        self.rings[index] = made;
+        state.events.post(.info, "ring_opened", .{ .ring = index, .uid = made.uid });
+        return made;
+    }
+
+    /// One of its sessions is gone.
+    fn leaveRing(self: *Control, its: *ServedRing) void {
+        assert(its.sessions > 0);
+        its.sessions -= 1;
+        if (its.sessions > 0 or its.index == 0) return;
+        const request = self.state.allocator.create(Request) catch return; // served on, for the next of its user
+        request.* = .{ .kind = .leave_ring, .session = 0, .ring = its };
+        its.leaving = true;
+        self.state.postToWorker(request);
     }
 
     fn attachThread(self: *Control, session: *Session, sequence: u32) void {
-        for (&self.state.row_sessions, 0..) |*owner, row| {
+        const its = session.ring.?;
+        for (&its.row_sessions, 0..) |*owner, row| {
             if (@atomicLoad(u64, owner, .acquire) != 0) continue;
             // Only this thread gives rows; the worker only frees them.
             @atomicStore(u64, owner, session.id, .release);
-            const lease = ring.lease(self.state.publisher.header().daemon_epoch, session.id);
-            @atomicStore(u64, &self.state.ring.view.producerRow(@intCast(row)).session, lease, .seq_cst);
+            const lease = ring.lease(its.publisher.header().daemon_epoch, session.id);
+            @atomicStore(u64, &its.view.producerRow(@intCast(row)).session, lease, .seq_cst);
             self.state.counters.add(.threads_attached_total, 1);
             return self.reply(session, .thread_attached, sequence, control.ThreadAttached{ .header = undefined, .row = @intCast(row), .reserved = 0 }, &.{});
         }
@@ -408,12 +538,13 @@ pub const Control = struct {
 
     fn registerFile(self: *Control, session: *Session, sequence: u32, client_fd: i32) void {
         const state = self.state;
+        const its = session.ring.?;
         var errno: i32 = 0;
         const refusal = refusal: {
             if (@atomicLoad(bool, &state.stopping, .acquire)) break :refusal control.Refusal.stopping;
-            const handle = self.takeHandle() orelse break :refusal .limit_reached;
+            const handle = takeHandle(its) orelse break :refusal .limit_reached;
             const file = self.fileFor(client_fd, &errno) catch |err| {
-                self.handle_used.unset(handle);
+                its.handle_used.unset(handle);
                 break :refusal switch (err) {
                     error.NotRegular => control.Refusal.not_a_regular_file,
                     error.SeveralLinks => .several_links,
@@ -426,14 +557,14 @@ pub const Control = struct {
                 };
             };
             session.handles.append(state.allocator, .{ .index = handle, .file = file }) catch {
-                self.handle_used.unset(handle);
+                its.handle_used.unset(handle);
                 break :refusal .limit_reached;
             };
             file.handles += 1;
-            self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .file = file, .handle = handle }) catch {
+            self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle }) catch {
                 _ = session.handles.pop();
                 file.handles -= 1;
-                self.handle_used.unset(handle);
+                its.handle_used.unset(handle);
                 break :refusal .limit_reached;
             };
             self.suspendReading(session);
@@ -446,13 +577,13 @@ pub const Control = struct {
         self.refuse(session, sequence, refusal, errno);
     }
 
-    fn takeHandle(self: *Control) ?u32 {
+    fn takeHandle(its: *ServedRing) ?u32 {
         // Round and round, so that a number comes back as late as it can.
         for (0..positions.handles_max) |_| {
-            const index = self.next_handle;
-            self.next_handle = (self.next_handle + 1) % positions.handles_max;
-            if (self.handle_used.isSet(index)) continue;
-            self.handle_used.set(index);
+            const index = its.next_handle;
+            its.next_handle = (its.next_handle + 1) % positions.handles_max;
+            if (its.handle_used.isSet(index)) continue;
+            its.handle_used.set(index);
             return index;
         }
         return null;
@@ -508,7 +639,7 @@ pub const Control = struct {
         for (session.handles.items) |*handle| {
             if (handle.index != index or handle.file.file_id != file_id) continue;
             if (kind == .release) handle.releasing = true;
-            self.ask(session, .{ .kind = kind, .session = session.id, .sequence = sequence, .file = handle.file, .handle = index, .reason = reason }) catch
+            self.ask(session, .{ .kind = kind, .session = session.id, .sequence = sequence, .ring = session.ring.?, .file = handle.file, .handle = index, .reason = reason }) catch
                 return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
             return self.suspendReading(session);
         }
@@ -550,6 +681,14 @@ pub const Control = struct {
                 if (request.errno == 0 and request.file.?.handles == 0) self.forgetFile(request.file.?);
                 return state.allocator.destroy(request);
             },
+            .serve_ring => return state.allocator.destroy(request),
+            .leave_ring => {
+                const gone = request.ring.?;
+                state.events.post(.info, "ring_closed", .{ .ring = gone.index, .uid = gone.uid });
+                self.rings[gone.index] = null;
+                gone.destroy(state.allocator);
+                return state.allocator.destroy(request);
+            },
             else => {},
         }
         defer state.allocator.destroy(request);
@@ -559,7 +698,7 @@ pub const Control = struct {
             .activate => {
                 const file = request.file.?;
                 if (request.errno != 0) {
-                    self.dropHandle(session, request.handle, true);
+                    dropHandle(session, request.handle, true);
                     if (!session.closed) self.refuse(session, request.sequence, .log_failed, request.errno);
                 } else {
                     state.counters.add(.files_registered_total, 1);
@@ -573,7 +712,7 @@ pub const Control = struct {
                 }
             },
             .release => {
-                self.dropHandle(session, request.handle, request.errno == 0);
+                dropHandle(session, request.handle, request.errno == 0);
                 if (!session.closed) self.reply(session, .file_released, request.sequence, control.Done{ .header = undefined }, &.{});
             },
             .fence => {
@@ -588,16 +727,16 @@ pub const Control = struct {
                 }
             },
             .forget_session => {},
-            .offer_file, .forget_file => unreachable,
+            .offer_file, .forget_file, .serve_ring, .leave_ring => unreachable,
         }
         if (session.closed) self.retireIfDone(session) else if (session.busy) self.resumeReading(session);
     }
 
-    fn dropHandle(self: *Control, session: *Session, index: u32, quiet: bool) void {
+    fn dropHandle(session: *Session, index: u32, quiet: bool) void {
         for (session.handles.items, 0..) |handle, i| {
             if (handle.index != index) continue;
             _ = session.handles.swapRemove(i);
-            self.handle_used.unset(index);
+            session.ring.?.handle_used.unset(index);
             handle.file.handles -= 1;
             if (handle.file.handles == 0 and quiet) closeForWriting(handle.file);
             return;
@@ -642,7 +781,7 @@ pub const Control = struct {
         const memory = allocator.alignedAlloc(u8, .@"8", total) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for the table of {d} routes", .{order.len});
         errdefer allocator.free(memory);
         const header: *routes.TableHeader = @ptrCast(memory.ptr);
-        const generation = self.state.publisher.header().routes_generation +% 1;
+        const generation = self.routes_generation +% 1;
         header.* = .{ .magic = routes.magic, .version = routes.version, .count = @intCast(order.len), .generation = generation, .reserved = 0, .total_bytes = total };
         const entries: [*]routes.Entry = @ptrCast(memory.ptr + @sizeOf(routes.TableHeader));
         var at: u32 = @intCast(@sizeOf(routes.TableHeader) + order.len * @sizeOf(routes.Entry));
@@ -675,6 +814,7 @@ pub const Control = struct {
         self.routes_fd = fd;
         self.table_memory = memory;
         self.table = routes.Table.init(memory) catch unreachable;
-        @atomicStore(u32, &self.state.publisher.header().routes_generation, generation, .release);
+        self.routes_generation = generation;
+        for (self.rings) |each| if (each) |served| @atomicStore(u32, &served.publisher.header().routes_generation, generation, .release);
     }
 };

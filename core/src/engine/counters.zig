@@ -32,6 +32,7 @@ pub const Counter = enum(u32) {
     replayed_records_total,
     replayed_bytes_total,
     ring_slots_recovered_total,
+    rings_adopted_total,
     records_quarantined_total,
     events_dropped_total,
 };

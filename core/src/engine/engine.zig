@@ -10,10 +10,9 @@ const routes = @import("../format/routes.zig");
 const os = @import("os.zig");
 const Failure = @import("failure.zig").Failure;
 const State = @import("state.zig").State;
-const Handle = @import("state.zig").Handle;
 const Route = @import("route.zig").Route;
-const RingFile = @import("ring_file.zig").RingFile;
-const Publisher = @import("publisher.zig").Publisher;
+const RingMemory = @import("ring_memory.zig").RingMemory;
+const ServedRing = @import("served_ring.zig").ServedRing;
 const Events = @import("events.zig").Events;
 const Control = @import("control.zig").Control;
 const Worker = @import("worker.zig").Worker;
@@ -43,6 +42,7 @@ pub const Settings = struct {
     allow_volatile: bool,
     null_sink: bool,
     disk_engine: EngineKind,
+    ring_per_client: bool,
     no_sync: bool,
     checkpoint_bytes: u64,
     checkpoint_interval_ms: u32,
@@ -87,15 +87,10 @@ pub const Engine = struct {
 
         const ring_path = try text(allocator, settings.ring_path, failure);
         defer allocator.free(ring_path);
-        var ring_file = try RingFile.open(ring_path, failure);
-        errdefer ring_file.close();
+        var ring_memory = try RingMemory.open(ring_path, failure);
+        errdefer ring_memory.close();
         engine.log_lock_fd = try lockLog(log_directory, failure);
         errdefer os.close(engine.log_lock_fd);
-        var publisher = try Publisher.init(failure);
-        errdefer publisher.deinit();
-        const handles = allocator.alloc(Handle, positions.handles_max) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for the handle table", .{});
-        errdefer allocator.free(handles);
-        @memset(handles, .{});
         const eventfd = switch (os.descriptor(linux.eventfd(0, linux.EFD.CLOEXEC | linux.EFD.NONBLOCK))) {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot make an eventfd: {s}", .{Failure.nameOf(errno)}),
@@ -105,20 +100,19 @@ pub const Engine = struct {
         engine.state = .{
             .allocator = allocator,
             .events = .{ .counters = &engine.state.counters },
-            .publisher = publisher,
-            .ring = ring_file,
             .null_sink = settings.null_sink,
             .disk_engine = settings.disk_engine,
+            .ring_per_client = settings.ring_per_client,
             .checkpoint_bytes = settings.checkpoint_bytes,
             .checkpoint_interval_ns = @as(u64, settings.checkpoint_interval_ms) * std.time.ns_per_ms,
             .log_directory = log_directory,
-            .handles = handles,
             .control_eventfd = eventfd,
         };
         const state = &engine.state;
         engine.storage = storage_module.LinuxStorage.init(.{ .no_sync = settings.no_sync });
         const listen_fd = try listen(socket_path, settings, failure);
-        engine.control = try Control.init(state, listen_fd, failure);
+        const shared = try ServedRing.create(allocator, ring_memory, 0, &state.counters, failure);
+        engine.control = try Control.init(state, shared, listen_fd, failure);
 
         var recovered = Recovered{};
         const order = try engine.openRoutes(settings.routes, failure);
@@ -128,6 +122,7 @@ pub const Engine = struct {
         try engine.control.publishRoutes(order, failure);
 
         engine.worker = try Worker.init(state, recovered, engine.log_lock_fd, failure);
+        engine.worker.serveRing(shared);
         var ready = std.Thread.ResetEvent{};
         var refused: i32 = 0;
         engine.worker_thread = try spawn(failure, Worker.run, .{ &engine.worker, &refused, &ready });
@@ -181,10 +176,7 @@ pub const Engine = struct {
             allocator.free(route.pattern);
             allocator.destroy(route);
         }
-        state.publisher.deinit();
-        state.ring.close();
         os.close(state.control_eventfd);
-        allocator.free(state.handles);
         allocator.free(state.log_directory);
         os.close(engine.log_lock_fd);
         os.close(engine.socket_lock_fd);
@@ -291,8 +283,6 @@ pub const Engine = struct {
                 .state = state,
                 .route = route,
                 .recovered = recovered,
-                .ring_uuid = state.ring.view.header().uuid,
-                .ring_tail = state.ring.view.header().tail,
             };
             defer replay.deinit();
             const recovery = route.log.recover(replay.visitor()) catch |err|

@@ -12,6 +12,7 @@ const os = @import("os.zig");
 const applier = @import("disk/applier.zig");
 const Buffer = @import("buffers.zig").Buffer;
 const Lane = @import("disk/lanes.zig").Lane;
+const HandleRef = @import("served_ring.zig").HandleRef;
 
 pub const Identity = struct {
     blob: wal.FileIdentity,
@@ -63,8 +64,6 @@ pub const File = struct {
     native: positions.Native = .routed,
     /// Fences that are not decided yet.
     fences_open: u32 = 0,
-    /// Position from which on nothing may come, while `native`.
-    native_position: u64 = 0,
     /// Of its file system, where the disk engine has lanes.
     lane: ?*Lane = null,
     /// Where the next append goes, while `end_known`.
@@ -82,8 +81,7 @@ pub const File = struct {
     unreplayed: bool = false,
     /// Its identity stands in the log above the checkpoint.
     identity_lsn: u64 = 0,
-    /// Handles on it, as indices into the positions memory.
-    handle_list: std.ArrayListUnmanaged(u32) = .empty,
+    handle_list: std.ArrayListUnmanaged(HandleRef) = .empty,
     /// Link in the worker's list of files that it knows.
     known: bool = false,
     /// Link in the buffer that is being built (see Buffer.add).

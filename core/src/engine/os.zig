@@ -97,6 +97,24 @@ pub fn futexWait(word: *const u32, expected: u32, timeout_ns: u64) void {
     _ = linux.futex_4arg(word, .{ .cmd = .WAIT, .private = false }, expected, &timeout);
 }
 
+const FutexWaiter = extern struct { expected: u64, address: u64, flags: u32, reserved: u32 = 0 };
+const futex2_size_u32 = 2;
+pub const futexes_max = 128;
+
+/// As `futexWait`, on several words at once. Before Linux 5.16, which brought that, the first one is waited for, and
+/// the others are looked at after a ms.
+pub fn futexWaitAny(words: []const *const u32, expected: u32, timeout_ns: u64) void {
+    var waiters: [futexes_max]FutexWaiter = undefined;
+    for (words, waiters[0..words.len]) |word, *waiter| waiter.* = .{ .expected = expected, .address = @intFromPtr(word), .flags = futex2_size_u32 };
+    const deadline_ns = monotonicNs() + timeout_ns;
+    const deadline = linux.timespec{
+        .sec = @intCast(deadline_ns / std.time.ns_per_s),
+        .nsec = @intCast(deadline_ns % std.time.ns_per_s),
+    };
+    const result = check(linux.syscall5(.futex_waitv, @intFromPtr(&waiters), words.len, 0, @intFromPtr(&deadline), @intFromEnum(linux.clockid_t.MONOTONIC)));
+    if (result.err() == @intFromEnum(linux.E.NOSYS)) futexWait(words[0], expected, @min(timeout_ns, std.time.ns_per_ms));
+}
+
 pub const Stat = struct {
     device: u64,
     inode: u64,

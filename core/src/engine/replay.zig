@@ -32,8 +32,6 @@ pub const Replay = struct {
     state: *State,
     route: *Route,
     recovered: *Recovered,
-    ring_uuid: [16]u8,
-    ring_tail: u64,
     known: std.AutoHashMapUnmanaged(u64, Known) = .empty,
     records: u64 = 0,
     bytes: u64 = 0,
@@ -71,9 +69,7 @@ pub const Replay = struct {
     fn survey(replay: *Replay, header: *const wal.RecordHeader, payload: []const u8) !void {
         const allocator = replay.state.allocator;
         replay.last_lsn = header.lsn;
-        if (header.position >= replay.ring_tail and std.mem.eql(u8, &header.ring_uuid, &replay.ring_uuid)) {
-            try replay.recovered.logged_positions.put(allocator, header.position, {});
-        }
+        if (!std.mem.allEqual(u8, &header.ring_uuid, 0)) try replay.recovered.noteLogged(allocator, header.ring_uuid, header.position);
         switch (@as(wal.Kind, @enumFromInt(header.kind))) {
             .identity => {
                 const identity = files.Identity.parse(payload) orelse return;

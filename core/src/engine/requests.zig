@@ -3,18 +3,24 @@
 
 const std = @import("std");
 const File = @import("files.zig").File;
+const ServedRing = @import("served_ring.zig").ServedRing;
+const rings_max = @import("served_ring.zig").rings_max;
 
 pub const Request = struct {
     kind: Kind,
     session: u64,
     /// Of the message that is to be answered.
     sequence: u32 = 0,
+    /// The session's own; not for what concerns a file as a whole.
+    ring: ?*ServedRing = null,
     file: ?*File = null,
     handle: u32 = 0,
-    /// The worker acts when all operations below this position are behind it.
+    /// The worker acts when all operations of the session below this position of its ring are behind it.
     barrier: u64 = 0,
-    /// A fence: the file's handles say so, and `barrier` was read after that.
+    /// A fence: the file's handles say so, and the position in each ring below which operations on the file may stand
+    /// was read after that.
     begun: bool = false,
+    barriers: [rings_max]u64 = undefined,
     /// Answer: the file is native.
     native: bool = false,
     /// Reason of a fence, for the event.
@@ -32,6 +38,10 @@ pub const Request = struct {
         fence,
         /// Free the rows of a session that is gone.
         forget_session,
+        /// Serve a ring from now on.
+        serve_ring,
+        /// Stop serving a ring that no session has any more, once it is drained.
+        leave_ring,
         /// Worker to control: a file without handles is wholly applied, synced and below the checkpoint.
         offer_file,
         /// The control thread's answer to an offer: let go of the file, unless something came since (EBUSY).

@@ -24,13 +24,6 @@ pub const Route = struct {
     /// Committed, not yet applied; oldest first.
     applying_first: ?*Buffer = null,
     applying_last: ?*Buffer = null,
-    /// An operation of this route was seen since the last publication.
-    touched: bool = false,
-    /// All operations of this route that the worker has seen are below.
-    seen_position: u64 = 0,
-    /// Barriers seen before the batch's first record may be answered before the commit.
-    first_record_position: u64 = 0,
-    barriers_before_record: bool = false,
     /// Not 0: the last commit failed with this errno. `buffer` is kept then, and committed again.
     failed_errno: i32 = 0,
     failed_at_ns: u64 = 0,

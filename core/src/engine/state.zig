@@ -1,33 +1,24 @@
 //! What the engine's threads share, and which of them may touch what.
 
 const std = @import("std");
-const ring = @import("../format/ring.zig");
 const positions = @import("../format/positions.zig");
 const os = @import("os.zig");
 const Counters = @import("counters.zig").Counters;
 const Events = @import("events.zig").Events;
-const Publisher = @import("publisher.zig").Publisher;
-const RingFile = @import("ring_file.zig").RingFile;
 const Route = @import("route.zig").Route;
-const File = @import("files.zig").File;
 const Mailbox = @import("requests.zig").Mailbox;
 const Request = @import("requests.zig").Request;
 const EngineKind = @import("disk/applier.zig").EngineKind;
-
-pub const Handle = struct {
-    file: ?*File = null,
-    session: u64 = 0,
-};
 
 pub const State = struct {
     allocator: std.mem.Allocator,
     counters: Counters = .{},
     events: Events,
-    publisher: Publisher,
-    ring: RingFile,
     /// Measures the ring alone: records are checked and dropped.
     null_sink: bool,
     disk_engine: EngineKind,
+    /// Each client process has a ring of its own; else each user has.
+    ring_per_client: bool,
     checkpoint_bytes: u64,
     checkpoint_interval_ns: u64,
 
@@ -35,14 +26,11 @@ pub const State = struct {
     routes: [positions.routes_max]?*Route = @splat(null),
     route_count: u32 = 0,
 
-    /// Session that each row was given to; 0: free. Given by the control thread, freed by the worker.
-    row_sessions: [ring.producer_rows]u64 = @splat(0),
-    /// Worker only.
-    handles: []Handle,
-
     to_worker: Mailbox = .{},
     to_control: Mailbox = .{},
-    control_eventfd: i32,
+    /// Futex. 1: the worker sleeps. For wakes from within the daemon; each ring has one for its clients.
+    doorbell: u32 align(128) = 0,
+    control_eventfd: i32 align(128),
     log_directory: [:0]const u8,
     /// Futex of the maintenance thread: moves when there is something for it.
     maintenance_signal: u32 = 0,
@@ -75,8 +63,7 @@ pub const State = struct {
 
     /// Any thread. The worker looks at its mailbox after it has set the doorbell and before it sleeps.
     pub fn wakeWorker(state: *State) void {
-        const doorbell = &state.ring.view.header().doorbell;
-        if (@atomicRmw(u32, doorbell, .Xchg, 0, .seq_cst) == 1) os.futexWake(doorbell, 1);
+        if (@atomicRmw(u32, &state.doorbell, .Xchg, 0, .seq_cst) == 1) os.futexWake(&state.doorbell, 1);
     }
 
     /// Worker thread.

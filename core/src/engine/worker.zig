@@ -23,9 +23,13 @@ const os = @import("os.zig");
 const consumer_module = @import("consumer.zig");
 const Consumer = consumer_module.Consumer;
 const Item = consumer_module.Item;
-const ring_file = @import("ring_file.zig");
+const ring_memory = @import("ring_memory.zig");
+const served_ring = @import("served_ring.zig");
+const ServedRing = served_ring.ServedRing;
+const HandleRef = served_ring.HandleRef;
+const Line = served_ring.Line;
+const rings_max = served_ring.rings_max;
 const State = @import("state.zig").State;
-const Handle = @import("state.zig").Handle;
 const Route = @import("route.zig").Route;
 const File = @import("files.zig").File;
 const Buffer = @import("buffers.zig").Buffer;
@@ -46,29 +50,49 @@ const sleep_ns_passed = 5 * std.time.ns_per_ms;
 const tick_ns_stopping = std.time.ns_per_ms;
 const retry_interval_ns = 100 * std.time.ns_per_ms;
 
-/// user_data of completions that are not a file's.
+/// user_data of completions that are not a file's: 1 for the worker's own doorbell, then one for each ring's.
 const user_data_doorbell: u64 = 1;
+const doorbells_max = rings_max + 1;
 
-/// What replay found out, for the records that are still in the ring.
+/// Items of one ring in a row, before the next ring has its turn.
+const turn_items_max = 64;
+
+/// What replay found out, for the records that are still in rings.
 pub const Recovered = struct {
-    /// Positions of this ring that the log has.
-    logged_positions: std.AutoHashMapUnmanaged(u64, void) = .empty,
+    /// By ring, the positions that the log has.
+    logged_positions: std.AutoHashMapUnmanaged([16]u8, std.AutoHashMapUnmanaged(u64, void)) = .empty,
     files: std.AutoHashMapUnmanaged(u64, *File) = .empty,
 
     pub fn deinit(recovered: *Recovered, allocator: std.mem.Allocator) void {
+        var sets = recovered.logged_positions.valueIterator();
+        while (sets.next()) |set| set.deinit(allocator);
         recovered.logged_positions.deinit(allocator);
         recovered.files.deinit(allocator);
+    }
+
+    pub fn noteLogged(recovered: *Recovered, allocator: std.mem.Allocator, ring_uuid: [16]u8, position: u64) !void {
+        const entry = try recovered.logged_positions.getOrPut(allocator, ring_uuid);
+        if (!entry.found_existing) entry.value_ptr.* = .empty;
+        try entry.value_ptr.put(allocator, position, {});
+    }
+
+    /// The positions of one ring; the caller's from here on.
+    pub fn takeLogged(recovered: *Recovered, ring_uuid: [16]u8) std.AutoHashMapUnmanaged(u64, void) {
+        const entry = recovered.logged_positions.fetchRemove(ring_uuid) orelse return .empty;
+        return entry.value;
     }
 };
 
 pub const Worker = struct {
     state: *State,
-    consumer: Consumer,
+    rings: [rings_max]*ServedRing = undefined,
+    ring_count: u32 = 0,
+    /// Whose turn it is first.
+    first_ring: u32 = 0,
+    /// Some ring's `required_scan` may not be reached: barriers wait.
+    gated: bool = false,
     buffers: Buffers,
     recovered: Recovered,
-    /// Operations below this position were accepted by an earlier daemon: their handles are not in our table.
-    recovery_head: u64,
-    recovery_over: bool = false,
     uring: Uring = undefined,
     applier: Applier = undefined,
     pending: ?*Request = null,
@@ -76,8 +100,7 @@ pub const Worker = struct {
     awaiting_commit: ?*Request = null,
     known_files: std.ArrayListUnmanaged(*File) = .empty,
     failed_files: u32 = 0,
-    rows_to_free: u32 = 0,
-    doorbell_armed: bool = false,
+    doorbells_armed: std.StaticBitSet(doorbells_max) = .initEmpty(),
     /// Offers to the control thread that it has not answered.
     offers_open: u32 = 0,
     last_tick_ns: u64 = 0,
@@ -89,9 +112,6 @@ pub const Worker = struct {
     active_count: u32 = 0,
     /// Some buffer of this batch has no room for another longest record: commit first.
     batch_full: bool = false,
-    /// The one route that operations came for lately (see publishCredits).
-    sole_candidate: u32 = positions.no_sole_route,
-    sole_since_ns: u64 = 0,
 
     pub fn deinit(worker: *Worker) void {
         worker.buffers.deinit(worker.state.allocator);
@@ -100,33 +120,39 @@ pub const Worker = struct {
     }
 
     pub fn init(state: *State, recovered: Recovered, lock_fd: i32, failure: *Failure) error{Failed}!Worker {
+        return .{
+            .state = state,
+            .buffers = try Buffers.init(state.allocator, failure),
+            .recovered = recovered,
+            .lock_fd = lock_fd,
+        };
+    }
+
+    /// Before `run`, or from within: takes over what an earlier daemon left in a ring, and serves it.
+    pub fn serveRing(worker: *Worker, fresh: *ServedRing) void {
+        assert(worker.ring_count < rings_max);
         // Whoever attached to an earlier daemon must attach anew: its handles are not in our table. Every claim
         // that was made before its owner could see that stands below the head as it is read then.
         for (0..ring.producer_rows) |row| {
-            @atomicStore(u64, &state.ring.view.producerRow(@intCast(row)).session, 0, .seq_cst);
+            @atomicStore(u64, &fresh.view.producerRow(@intCast(row)).session, 0, .seq_cst);
         }
-        const head = @atomicLoad(u64, &state.ring.view.header().head, .seq_cst);
-        var consumer = Consumer.init(state.ring.view, &state.counters);
-        // Whatever somebody wrote there: there is no more in a ring than its slots.
-        const recovery_head = @max(consumer.tail, @min(head, consumer.tail + ring.slot_count));
-        consumer.abortDeadClaims(recovery_head);
-        var rows_to_free: u32 = 0;
-        for (&state.row_sessions, 0..) |*session, row| {
-            const entry = state.ring.view.producerRow(@intCast(row));
-            if (ring_file.ownerOf(entry) == .living) {
+        fresh.recovery_head = fresh.headPosition();
+        fresh.consumer.abortDeadClaims(fresh.recovery_head);
+        for (&fresh.row_sessions, 0..) |*session, row| {
+            const entry = fresh.view.producerRow(@intCast(row));
+            if (ring_memory.ownerOf(entry) == .living) {
                 session.* = orphaned;
-                rows_to_free += 1;
-            } else ring_file.initMutex(entry);
+                fresh.rows_to_free += 1;
+            } else ring_memory.initMutex(entry);
         }
-        return .{
-            .state = state,
-            .consumer = consumer,
-            .buffers = try Buffers.init(state.allocator, failure),
-            .recovered = recovered,
-            .recovery_head = recovery_head,
-            .rows_to_free = rows_to_free,
-            .lock_fd = lock_fd,
-        };
+        fresh.logged_positions = worker.recovered.takeLogged(fresh.uuid);
+        worker.publishStart(fresh);
+        worker.rings[worker.ring_count] = fresh;
+        worker.ring_count += 1;
+    }
+
+    fn served(worker: *const Worker) []const *ServedRing {
+        return worker.rings[0..worker.ring_count];
     }
 
     /// The thread's body. `result` is 0, or the errno that io_uring refused with, once `ready` is set.
@@ -146,10 +172,9 @@ pub const Worker = struct {
             }
         }
         worker.applier = .{ .engine = switch (worker.state.disk_engine) {
-            .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.ring.view.header().doorbell } },
+            .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell } },
             .io_uring => .{ .io_uring = &worker.uring },
         }, .allocator = worker.state.allocator, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
-        worker.publishStart();
         result.* = 0;
         ready.set();
         // Files that replay found have a lane from the start: what the ring still holds may name them.
@@ -193,14 +218,16 @@ pub const Worker = struct {
             worked = true;
             steps.reached(.collected);
         }
-        if (!worker.recovery_over and worker.consumer.isBehind(worker.recovery_head)) worker.endRecovery();
+        for (worker.served()) |each| {
+            if (!each.recovery_over and each.consumer.isBehind(each.recovery_head)) worker.endRecovery(each);
+        }
         if (worker.serveRequests()) worked = true;
         if (worker.active_count > 0) worker.publishCredits();
         if (worker.commit()) worked = true;
         if (worker.reap()) worked = true;
         worker.publish();
         if (worked) steps.reached(.published);
-        worker.consumer.release();
+        for (worker.served()) |each| each.consumer.release();
         if (worked) steps.reached(.released);
         worker.publishCredits();
         worker.retireIdleRoutes();
@@ -209,27 +236,71 @@ pub const Worker = struct {
 
     // ---- collect ------------------------------------------------------------------------------------
 
+    /// In turns, so that nobody who floods a ring of his own keeps the others waiting.
     fn collect(worker: *Worker) bool {
         var taken: u32 = 0;
-        while (taken < ring.slot_count and worker.hasRoom()) : (taken += 1) {
-            if (worker.recovery_over) {
-                if (worker.consumer.nextPassed()) |item| {
-                    worker.handle(&item, true);
+        var progress = true;
+        while (progress and taken < ring.slot_count and worker.hasRoom()) {
+            progress = false;
+            for (0..worker.ring_count) |turn| {
+                const each = worker.rings[(worker.first_ring + turn) % worker.ring_count];
+                const items = worker.collectFrom(each);
+                taken += items;
+                if (items > 0) progress = true;
+            }
+        }
+        if (worker.ring_count > 1) worker.first_ring = (worker.first_ring + 1) % worker.ring_count;
+        if (worker.gated) worker.openGates();
+        return taken > 0;
+    }
+
+    fn collectFrom(worker: *Worker, from: *ServedRing) u32 {
+        const items_max: u32 = if (worker.ring_count == 1) ring.slot_count else turn_items_max;
+        var taken: u32 = 0;
+        while (taken < items_max and worker.hasRoom()) : (taken += 1) {
+            if (from.recovery_over) {
+                if (from.consumer.nextPassed()) |item| {
+                    worker.handle(from, &item, true);
                     continue;
                 }
             }
-            if (worker.consumer.next()) |item| {
-                worker.handle(&item, false);
+            if (from.consumer.next()) |item| {
+                worker.handle(from, &item, false);
                 continue;
             }
             // What the daemon before had resolved keeps its place: an append that it had passed and that was
             // committed later comes behind, not before.
-            if (worker.recovery_over) break;
-            const item = worker.consumer.nextPassed() orelse break;
-            worker.handle(&item, true);
+            if (from.recovery_over) break;
+            const item = from.consumer.nextPassed() orelse break;
+            worker.handle(from, &item, true);
         }
-        while (worker.consumer.takeDamage()) |damage| worker.reportDamage(damage);
-        return taken > 0;
+        while (from.consumer.takeDamage()) |damage| worker.reportDamage(from, damage);
+        return taken;
+    }
+
+    /// An fsync covers what stood in other rings when it was called: its position waits until the worker has looked
+    /// at all of them up to there.
+    fn gate(worker: *Worker, from: *ServedRing, file: *const File, route: *const Route, position: u64) void {
+        var others = false;
+        for (file.handle_list.items) |entry| {
+            if (entry.ring == from) continue;
+            others = true;
+            _ = lookUpToHead(entry.ring);
+        }
+        if (!others) return;
+        const line = &from.lines[route.index];
+        line.gate_position = @min(line.gate_position, position);
+        worker.gated = true;
+    }
+
+    fn openGates(worker: *Worker) void {
+        for (worker.served()) |each| {
+            if (each.consumer.scan < each.consumer.required_scan) return;
+        }
+        worker.gated = false;
+        for (worker.served()) |each| {
+            for (worker.active[0..worker.active_count]) |route| each.lines[route.index].gate_position = Line.no_gate;
+        }
     }
 
     /// Room for whatever operation comes next: a free buffer for a route that has none, and in each one that is
@@ -238,31 +309,31 @@ pub const Worker = struct {
         return worker.buffers.free != null and !worker.batch_full;
     }
 
-    fn handle(worker: *Worker, item: *const Item, was_passed: bool) void {
+    fn handle(worker: *Worker, from: *ServedRing, item: *const Item, was_passed: bool) void {
         const header = &item.header;
-        const file = worker.fileOf(item) orelse return;
+        const file = worker.fileOf(from, item) orelse return;
         const route = worker.state.route(file.route);
-        if (file.native == .native and item.position >= file.native_position) {
-            return worker.reject(item, "its file was made native before");
+        const line = &from.lines[route.index];
+        if (file.native == .native and item.position >= from.recovery_head) {
+            return worker.reject(from, item, "its file was made native before");
         }
         if (worker.state.null_sink) {
-            const payload = worker.state.ring.view.payload(item.position, ring.spanForLength(header.length_bytes));
-            if (checksum.crc32c(0, payload[0..header.length_bytes]) != header.payload_checksum) return worker.reject(item, "its payload checksum is wrong");
-            worker.consumer.consume(item, @intCast(route.index));
+            const payload = from.view.payload(item.position, ring.spanForLength(header.length_bytes));
+            if (checksum.crc32c(0, payload[0..header.length_bytes]) != header.payload_checksum) return worker.reject(from, item, "its payload checksum is wrong");
+            from.consumer.consume(item, @intCast(route.index));
             worker.state.counters.add(.records_total, 1);
-            route.touched = true;
-            worker.activate(route);
-            return;
+            return worker.touch(from, route);
         }
-        const consumed = if (worker.wasLogged(item.position)) true else switch (@as(ring.Operation, @enumFromInt(header.operation))) {
-            .write, .append, .truncate, .allocate => worker.take(item, file, route),
+        const consumed = if (wasLogged(from, item.position)) true else switch (@as(ring.Operation, @enumFromInt(header.operation))) {
+            .write, .append, .truncate, .allocate => worker.take(from, item, file, route),
             .barrier => blk: {
                 worker.state.counters.add(.barriers_total, 1);
-                if (route.buffer == null) route.barriers_before_record = true;
+                if (route.buffer == null) line.barriers_before_record = true;
+                worker.gate(from, file, route, item.position);
                 break :blk true;
             },
             else => {
-                worker.reject(item, "its operation is unknown");
+                worker.reject(from, item, "its operation is unknown");
                 return;
             },
         };
@@ -271,39 +342,45 @@ pub const Worker = struct {
         // Held until the buffer is durable and applied: a passed claim, since its owner waits for the release; and
         // whatever stands in a group that the log has refused, since the ring is then the only place that has it.
         if (was_passed or route.failed_errno != 0) {
-            worker.consumer.consumeHeld(item, route_index);
-            if (route.buffer) |buffer| buffer.settleLater(item.position) else worker.consumer.settle(item.position);
-        } else worker.consumer.consume(item, route_index);
-        route.touched = true;
+            from.consumer.consumeHeld(item, route_index);
+            if (route.buffer) |buffer| buffer.settleLater(from, item.position) else from.consumer.settle(item.position);
+        } else from.consumer.consume(item, route_index);
+        worker.touch(from, route);
+    }
+
+    fn touch(worker: *Worker, from: *ServedRing, route: *Route) void {
+        from.lines[route.index].touched = true;
+        if (from.sole_candidate != route.index) {
+            from.sole_disturbed = from.sole_candidate != positions.no_sole_route;
+            from.sole_candidate = route.index;
+        }
         worker.activate(route);
     }
 
     /// The file that an operation names, if its sender may name it.
-    fn fileOf(worker: *Worker, item: *const Item) ?*File {
+    fn fileOf(worker: *Worker, from: *ServedRing, item: *const Item) ?*File {
         const header = &item.header;
-        const state = worker.state;
-        if (item.position < worker.recovery_head) {
+        if (item.position < from.recovery_head) {
             // Accepted by an earlier daemon, whose handle table is gone: the log knows the file by its id.
             if (worker.recovered.files.get(header.file_id)) |file| return file;
-            if (worker.wasLogged(item.position)) {
-                worker.consumer.consume(item, consumer_module.no_route);
+            if (wasLogged(from, item.position)) {
+                from.consumer.consume(item, consumer_module.no_route);
                 return null;
             }
-            worker.setAside(item);
+            worker.setAside(from, item);
             return null;
         }
         if (header.handle >= positions.handles_max) {
-            worker.reject(item, "its handle is out of range");
+            worker.reject(from, item, "its handle is out of range");
             return null;
         }
-        const entry = state.handles[header.handle];
-        const session = if (item.owner < ring.producer_rows) @atomicLoad(u64, &state.row_sessions[item.owner], .acquire) else 0;
+        const entry = from.handles[header.handle];
         const file = entry.file orelse {
-            worker.reject(item, "its handle is not registered");
+            worker.reject(from, item, "its handle is not registered");
             return null;
         };
-        if (entry.session != session or file.file_id != header.file_id) {
-            worker.reject(item, "its handle belongs to another session or file");
+        if (entry.session != from.sessionOfRow(item.owner) or file.file_id != header.file_id) {
+            worker.reject(from, item, "its handle belongs to another session or file");
             return null;
         }
         return file;
@@ -311,12 +388,12 @@ pub const Worker = struct {
 
     /// Accepted by an earlier daemon for a file that is not there any more, or that no log names: kept, never
     /// thrown away.
-    fn setAside(worker: *Worker, item: *const Item) void {
+    fn setAside(worker: *Worker, from: *ServedRing, item: *const Item) void {
         const header = &item.header;
-        worker.consumer.consume(item, consumer_module.no_route);
+        from.consumer.consume(item, consumer_module.no_route);
         if (header.operation == @intFromEnum(ring.Operation.barrier)) return;
         const span = ring.spanForLength(header.length_bytes);
-        const payload = worker.state.ring.view.payload(item.position, span)[0..header.length_bytes];
+        const payload = from.view.payload(item.position, span)[0..header.length_bytes];
         quarantine.add(worker.state, null, std.mem.asBytes(header), payload, .{
             .file_id = header.file_id,
             .path = "?",
@@ -324,17 +401,17 @@ pub const Worker = struct {
         });
     }
 
-    fn wasLogged(worker: *Worker, position: u64) bool {
-        return position < worker.recovery_head and worker.recovered.logged_positions.contains(position);
+    fn wasLogged(from: *const ServedRing, position: u64) bool {
+        return position < from.recovery_head and from.logged_positions.contains(position);
     }
 
     /// Copies one operation into its route's group. false: refused, and the sender has been told.
-    fn take(worker: *Worker, item: *const Item, file: *File, route: *Route) bool {
+    fn take(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) bool {
         const header = &item.header;
         const operation: ring.Operation = @enumFromInt(header.operation);
         // What an earlier daemon accepted is logged in any case: its sender cannot be told any more.
-        if (file.failed_errno != 0 and item.position >= worker.recovery_head) {
-            worker.reportError(header.handle, file.failed_errno);
+        if (file.failed_errno != 0 and item.position >= from.recovery_head) {
+            reportError(.{ .ring = from, .index = header.handle }, file.failed_errno);
             return true; // answered: with the error
         }
         const file_offset_max = std.math.maxInt(i64);
@@ -342,17 +419,17 @@ pub const Worker = struct {
         var length: u64 = header.length_bytes;
         if (operation == .allocate) length = header.time_ns;
         if (!file.end_known) lookAtEnd(file);
-        if (operation == .append) offset = worker.resolveEnd(item, file, route);
+        if (operation == .append) offset = worker.resolveEnd(from, item, file, route);
         if (operation == .allocate and header.argument & ~falloc_keep_size != 0) {
-            worker.reject(item, "its fallocate mode is not one that can be logged");
+            worker.reject(from, item, "its fallocate mode is not one that can be logged");
             return false;
         }
         if (offset > file_offset_max or length > file_offset_max - offset) {
-            worker.reject(item, "its offset and length are beyond any file");
+            worker.reject(from, item, "its offset and length are beyond any file");
             return false;
         }
-        const buffer = worker.bufferOf(route, item.position) orelse {
-            worker.reject(item, "no buffer was free"); // hasRoom() was asked before
+        const buffer = worker.bufferOf(route, .{ .ring = from, .position = item.position }) orelse {
+            worker.reject(from, item, "no buffer was free"); // hasRoom() was asked before
             return false;
         };
         const payload_length: u32 = switch (operation) {
@@ -370,7 +447,7 @@ pub const Worker = struct {
                 .allocate => .allocate,
                 else => unreachable,
             },
-            .ring_uuid = worker.state.ring.view.header().uuid,
+            .ring_uuid = from.uuid,
             .position = item.position,
             .file_id = file.file_id,
             .offset = offset,
@@ -379,7 +456,7 @@ pub const Worker = struct {
             .argument = header.argument,
             .time_ns = header.time_ns,
         }) orelse {
-            worker.reject(item, "its group was full");
+            worker.reject(from, item, "its group was full");
             return false;
         };
         if (operation == .allocate) {
@@ -387,20 +464,20 @@ pub const Worker = struct {
         } else {
             // The only copy that the daemon makes; the checksum is computed over it, not over shared memory.
             const span = ring.spanForLength(header.length_bytes);
-            @memcpy(slot.payload, worker.state.ring.view.payload(item.position, span)[0..payload_length]);
+            @memcpy(slot.payload, from.view.payload(item.position, span)[0..payload_length]);
             if (checksum.crc32c(0, slot.payload) != header.payload_checksum) {
                 buffer.group.cancelLast();
-                worker.reject(item, "its payload checksum is wrong");
+                worker.reject(from, item, "its payload checksum is wrong");
                 return false;
             }
         }
         switch (operation) {
             .append => {
-                const shared: *volatile u64 = &worker.state.ring.view.slotHeader(item.position).resolved_offset;
+                const shared: *volatile u64 = &from.view.slotHeader(item.position).resolved_offset;
                 shared.* = ring.Resolved.encode(item.position, offset);
                 file.end = @max(file.end, offset + length); // offsets of a recovery may come out of order
-                if (item.position >= worker.recovery_head) {
-                    @atomicStore(u64, &worker.state.publisher.handle(header.handle).append_end, file.end, .release);
+                if (item.position >= from.recovery_head) {
+                    @atomicStore(u64, &from.publisher.handle(header.handle).append_end, file.end, .release);
                 }
             },
             .write => file.end = @max(file.end, offset + length),
@@ -435,14 +512,14 @@ pub const Worker = struct {
 
     /// Where an append goes. Looks at the file whenever nothing of ours is on its way to it, so that what
     /// others appended is not overwritten, and what others cut off is noticed.
-    fn resolveEnd(worker: *Worker, item: *const Item, file: *File, route: *Route) u64 {
-        if (item.position < worker.recovery_head) {
+    fn resolveEnd(worker: *Worker, from: *const ServedRing, item: *const Item, file: *File, route: *Route) u64 {
+        if (item.position < from.recovery_head) {
             if (ring.Resolved.decode(item.position, item.header.resolved_offset)) |offset| return offset;
         }
         if (file.queue.isEmpty() and file.chain_buffer == null and file.failed_errno == 0) {
             const expected = file.end;
             lookAtEnd(file);
-            if (file.end < expected) worker.foreignTruncate(file, route, item.position, expected);
+            if (file.end < expected) worker.foreignTruncate(file, route, .{ .ring = from, .position = item.position }, expected);
         }
         return file.end;
     }
@@ -456,15 +533,15 @@ pub const Worker = struct {
     const falloc_keep_size: u32 = 1;
 
     /// Somebody without Elgate cut the file: what the log held before must never be replayed over it.
-    fn foreignTruncate(worker: *Worker, file: *File, route: *Route, position: u64, expected: u64) void {
+    fn foreignTruncate(worker: *Worker, file: *File, route: *Route, place: Place, expected: u64) void {
         worker.state.counters.add(.foreign_truncates_total, 1);
         worker.state.events.post(.warning, "foreign_truncate", .{ .path = file.identity.pathText(), .expected_bytes = expected, .found_bytes = file.end });
         _ = os.check(linux.fdatasync(file.fd));
-        _ = worker.logFence(file, route, position);
+        _ = worker.logFence(file, route, place);
     }
 
-    fn logFence(worker: *Worker, file: *File, route: *Route, position: u64) bool {
-        const buffer = worker.bufferOf(route, position) orelse return false;
+    fn logFence(worker: *Worker, file: *File, route: *Route, place: ?Place) bool {
+        const buffer = worker.bufferOf(route, place) orelse return false;
         const slot = buffer.group.append(.{
             .kind = .fence,
             .ring_uuid = @splat(0),
@@ -483,7 +560,7 @@ pub const Worker = struct {
 
     fn logIdentity(worker: *Worker, file: *File, route: *Route) bool {
         const length = file.identity.payloadBytes();
-        const buffer = worker.bufferOf(route, worker.consumer.scan) orelse return false;
+        const buffer = worker.bufferOf(route, null) orelse return false;
         var payload: [@sizeOf(wal.FileIdentity) + 4096]u8 = undefined;
         file.identity.writePayload(payload[0..length]);
         const slot = buffer.group.append(.{
@@ -503,13 +580,18 @@ pub const Worker = struct {
         return true;
     }
 
-    fn bufferOf(worker: *Worker, route: *Route, position: u64) ?*Buffer {
+    const Place = struct { ring: *const ServedRing, position: u64 };
+
+    /// `place`: of the operation that is being taken, which is seen but not in the buffer yet.
+    fn bufferOf(worker: *Worker, route: *Route, place: ?Place) ?*Buffer {
         if (route.buffer) |buffer| return buffer;
         const buffer = worker.buffers.take() orelse return null;
         buffer.route = route.index;
         buffer.group.begin(route.log);
         route.buffer = buffer;
-        route.first_record_position = position;
+        // All that was collected before has no record in it: see commit.
+        for (worker.served()) |each| each.lines[route.index].first_record_position = each.consumer.scan;
+        if (place) |taken| taken.ring.lines[route.index].first_record_position = taken.position;
         worker.activate(route);
         return buffer;
     }
@@ -536,9 +618,7 @@ pub const Worker = struct {
         var i: u32 = 0;
         while (i < worker.active_count) {
             const route = worker.active[i];
-            const idle = !route.touched and route.buffer == null and route.applying_first == null and
-                worker.consumer.held_slots[route.index] == 0;
-            if (!idle) {
+            if (!worker.isIdle(route)) {
                 i += 1;
                 continue;
             }
@@ -548,51 +628,58 @@ pub const Worker = struct {
         }
     }
 
+    fn isIdle(worker: *const Worker, route: *const Route) bool {
+        if (route.buffer != null or route.applying_first != null) return false;
+        for (worker.served()) |each| {
+            if (each.lines[route.index].touched or each.consumer.held_slots[route.index] != 0) return false;
+        }
+        return true;
+    }
+
     /// All that the daemon before us left in the ring is taken over.
-    fn endRecovery(worker: *Worker) void {
-        worker.recovery_over = true;
-        if (worker.recovery_head > worker.consumer.tail) worker.state.counters.add(.ring_slots_recovered_total, worker.recovery_head - worker.consumer.tail);
-        worker.recovered.logged_positions.clearAndFree(worker.state.allocator);
-        worker.touchAll();
+    fn endRecovery(worker: *Worker, over: *ServedRing) void {
+        over.recovery_over = true;
+        if (over.recovery_head > over.consumer.tail) worker.state.counters.add(.ring_slots_recovered_total, over.recovery_head - over.consumer.tail);
+        over.logged_positions.clearAndFree(worker.state.allocator);
+        worker.touchAll(over);
     }
 
     /// Every route's waiters look again: who waits for an operation that named no route is among them.
-    fn touchAll(worker: *Worker) void {
+    fn touchAll(worker: *Worker, in: *ServedRing) void {
         for (0..worker.state.routeCount()) |index| {
-            const route = worker.state.route(@intCast(index));
-            route.touched = true;
-            worker.activate(route);
+            in.lines[index].touched = true;
+            worker.activate(worker.state.route(@intCast(index)));
         }
     }
 
-    fn reject(worker: *Worker, item: *const Item, reason: []const u8) void {
+    fn reject(worker: *Worker, from: *ServedRing, item: *const Item, reason: []const u8) void {
         worker.state.counters.add(.records_rejected_total, 1);
-        worker.consumer.reject(item.position, item.owner, reason);
-        worker.reportDamage(worker.consumer.takeDamage().?);
+        from.consumer.reject(item.position, item.owner, reason);
+        worker.reportDamage(from, from.consumer.takeDamage().?);
     }
 
     /// Who owns what was damaged must learn of it: its operations would look done.
-    fn reportDamage(worker: *Worker, damage: consumer_module.Damage) void {
-        const session = if (damage.owner < ring.producer_rows) worker.state.row_sessions[damage.owner] else 0;
+    fn reportDamage(worker: *Worker, in: *ServedRing, damage: consumer_module.Damage) void {
+        const session = in.sessionOfRow(damage.owner);
         worker.state.events.post(.@"error", "slot_damaged", .{ .position = damage.position, .owner = damage.owner, .session = session, .reason = damage.reason });
-        worker.touchAll();
+        worker.touchAll(in);
         if (session == 0) return;
         for (worker.known_files.items) |file| {
-            for (file.handle_list.items) |index| {
-                if (worker.state.handles[index].session == session) worker.reportError(index, @intFromEnum(linux.E.IO));
+            for (file.handle_list.items) |entry| {
+                if (entry.session() == session) reportError(entry, @intFromEnum(linux.E.IO));
             }
         }
     }
 
-    fn reportError(worker: *Worker, index: u32, errno: i32) void {
-        if (index >= positions.handles_max) return;
-        const entry = worker.state.publisher.handle(index);
-        @atomicStore(i32, &entry.error_errno, errno, .release);
-        _ = @atomicRmw(u32, &entry.error_sequence, .Add, 1, .release);
+    fn reportError(entry: HandleRef, errno: i32) void {
+        if (entry.index >= positions.handles_max) return;
+        const state = entry.state();
+        @atomicStore(i32, &state.error_errno, errno, .release);
+        _ = @atomicRmw(u32, &state.error_sequence, .Add, 1, .release);
     }
 
-    fn reportFileError(worker: *Worker, file: *File, errno: i32) void {
-        for (file.handle_list.items) |index| worker.reportError(index, errno);
+    fn reportFileError(file: *File, errno: i32) void {
+        for (file.handle_list.items) |entry| reportError(entry, errno);
     }
 
     // ---- commit and apply ---------------------------------------------------------------------------
@@ -602,8 +689,13 @@ pub const Worker = struct {
         for (worker.active[0..worker.active_count]) |route| {
             const buffer = route.buffer orelse continue;
             // Barriers that stand before the batch's first record have nothing left to wait for.
-            if (route.barriers_before_record and route.applying_first == null and route.failed_errno == 0) {
-                worker.publishAtLeast(route, route.first_record_position);
+            if (route.applying_first == null and route.failed_errno == 0) {
+                for (worker.served()) |each| {
+                    const line = &each.lines[route.index];
+                    if (!line.barriers_before_record) continue;
+                    const position = @min(line.first_record_position, line.gate_position);
+                    publishPositions(each, route, position, position);
+                }
             }
             if (buffer.buildRuns()) any = true;
             for (buffer.newFiles()) |file| worker.applier.start(file);
@@ -638,7 +730,10 @@ pub const Worker = struct {
         };
         route.buffer = null;
         buffer.last_lsn = buffer.group.lastLsn();
-        buffer.end_position = worker.consumer.scan;
+        for (worker.served()) |each| {
+            const line = &each.lines[route.index];
+            if (line.touched) buffer.setEnd(each, @min(each.consumer.scan, line.gate_position));
+        }
         buffer.durable = true;
         if (route.failed_errno != 0) worker.logRecovered(route);
         route.bytes_since_checkpoint += bytes;
@@ -654,7 +749,8 @@ pub const Worker = struct {
 
     /// The slots of a buffer that had to be held may be released.
     fn settle(worker: *Worker, buffer: *Buffer) void {
-        for (buffer.settle[0..buffer.settle_count]) |position| worker.consumer.settle(position);
+        _ = worker;
+        for (buffer.settle[0..buffer.settle_count]) |held| held.ring.consumer.settle(held.position);
         buffer.settle_count = 0;
     }
 
@@ -665,22 +761,34 @@ pub const Worker = struct {
             // Not one of its records is in the log: the ring keeps them all, also those that were not held so far.
             var records = buffer.group.records();
             while (records.next()) |slot| {
-                if (std.mem.allEqual(u8, &slot.header.ring_uuid, 0)) continue;
-                if (worker.consumer.hold(slot.header.position)) buffer.settleLater(slot.header.position);
+                const from = worker.ringOf(slot.header.ring_uuid) orelse continue; // the daemon's own
+                if (from.consumer.hold(slot.header.position)) buffer.settleLater(from, slot.header.position);
             }
         }
         if (route.failed_errno == 0) state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
         route.failed_errno = errno;
         route.failed_at_ns = os.monotonicNs();
-        for (buffer.files[0..buffer.file_count]) |file| worker.reportFileError(file, errno);
-        @atomicStore(i32, &state.publisher.route(route.index).failure_errno, errno, .release);
-        state.publisher.wakeAll(route.index);
+        for (buffer.files[0..buffer.file_count]) |file| reportFileError(file, errno);
+        worker.publishFailure(route, errno);
+    }
+
+    fn publishFailure(worker: *Worker, route: *const Route, errno: i32) void {
+        for (worker.served()) |each| {
+            @atomicStore(i32, &each.publisher.route(route.index).failure_errno, errno, .release);
+            each.publisher.wakeAll(route.index);
+        }
+    }
+
+    fn ringOf(worker: *const Worker, uuid: [16]u8) ?*ServedRing {
+        for (worker.served()) |each| {
+            if (std.mem.eql(u8, &each.uuid, &uuid)) return each;
+        }
+        return null;
     }
 
     fn logRecovered(worker: *Worker, route: *Route) void {
         route.failed_errno = 0;
-        @atomicStore(i32, &worker.state.publisher.route(route.index).failure_errno, 0, .release);
-        worker.state.publisher.wakeAll(route.index);
+        worker.publishFailure(route, 0);
         worker.state.events.post(.info, "log_recovered", .{ .route = route.name });
     }
 
@@ -695,8 +803,8 @@ pub const Worker = struct {
                 // Completions appear only when asked for.
                 if (worker.applier.in_flight > 0) uring.submit();
                 while (uring.take()) |completion| {
-                    if (completion.user_data == user_data_doorbell) {
-                        worker.doorbell_armed = false;
+                    if (completion.user_data < user_data_doorbell + doorbells_max) {
+                        worker.doorbells_armed.unset(completion.user_data - user_data_doorbell);
                         continue;
                     }
                     worker.applier.completed(@ptrFromInt(completion.user_data), completion.res);
@@ -722,9 +830,9 @@ pub const Worker = struct {
         worker.state.counters.add(.apply_failures_total, 1);
         worker.failed_files += 1;
         worker.state.events.post(.@"error", "target_refused", .{ .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
-        for (file.handle_list.items) |index| {
-            @atomicStore(i32, &worker.state.publisher.handle(index).failed_errno, errno, .release);
-            worker.reportError(index, errno);
+        for (file.handle_list.items) |entry| {
+            @atomicStore(i32, &entry.state().failed_errno, errno, .release);
+            reportError(entry, errno);
         }
     }
 
@@ -732,35 +840,45 @@ pub const Worker = struct {
         const worker: *Worker = @ptrCast(@alignCast(context));
         worker.failed_files -= 1;
         worker.state.events.post(.info, "target_recovered", .{ .path = file.identity.pathText() });
-        for (file.handle_list.items) |index| @atomicStore(i32, &worker.state.publisher.handle(index).failed_errno, 0, .release);
+        for (file.handle_list.items) |entry| @atomicStore(i32, &entry.state().failed_errno, 0, .release);
     }
 
     // ---- publish ------------------------------------------------------------------------------------
 
     /// A fresh positions memory knows nothing yet: all that is released is durable and applied.
-    fn publishStart(worker: *Worker) void {
-        for (0..worker.state.routeCount()) |index| {
-            const line = worker.state.publisher.route(@intCast(index));
-            line.logged = worker.consumer.tail;
-            line.durable = worker.consumer.tail;
-            line.applied = worker.consumer.tail;
+    fn publishStart(worker: *Worker, fresh: *ServedRing) void {
+        for (0..positions.routes_max) |index| {
+            const line = fresh.publisher.route(@intCast(index));
+            line.logged = fresh.consumer.tail;
+            line.durable = fresh.consumer.tail;
+            line.applied = fresh.consumer.tail;
+            const errno = if (index < worker.state.routeCount()) worker.state.route(@intCast(index)).failed_errno else 0;
+            line.failure_errno = errno;
         }
-        @atomicStore(u64, &worker.state.publisher.header().scanned, worker.consumer.scan, .release);
+        @atomicStore(u64, &fresh.publisher.header().scanned, fresh.consumer.scan, .release);
     }
 
     fn publish(worker: *Worker) void {
         for (worker.active[0..worker.active_count]) |route| {
-            route.barriers_before_record = false;
             // What is not in the log is not passed by any position.
             const committed = route.buffer == null;
-            if (committed and route.touched) route.seen_position = worker.consumer.scan;
-            if (committed) route.touched = false;
-            var applied = worker.state.publisher.route(route.index).applied;
+            for (worker.served()) |each| {
+                const line = &each.lines[route.index];
+                line.barriers_before_record = false;
+                if (!committed or !line.touched) continue;
+                line.seen_position = @max(line.seen_position, @min(each.consumer.scan, line.gate_position));
+                line.touched = line.gate_position != Line.no_gate;
+                // Nothing of it in the group, but what stood before may be on its way to the files.
+                if (route.applying_last) |last| last.setEnd(each, line.seen_position);
+            }
             while (route.applying_first) |buffer| {
                 if (!buffer.isApplied()) break;
                 route.applying_first = buffer.next;
                 if (buffer.next == null) route.applying_last = null;
-                applied = @max(applied, buffer.end_position);
+                for (worker.served()) |each| {
+                    const line = &each.lines[route.index];
+                    if (buffer.ends_set.isSet(each.index)) line.applied_position = @max(line.applied_position, buffer.end_positions[each.index]);
+                }
                 worker.settle(buffer);
                 route.completed_lsn = @max(route.completed_lsn, buffer.last_lsn);
                 if (buffer.pinned_runs == 0) {
@@ -772,55 +890,52 @@ pub const Worker = struct {
                 }
             }
             if (route.pinned_first == null) route.applied_lsn = @max(route.applied_lsn, route.completed_lsn);
-            if (route.applying_first == null and committed) applied = @max(applied, route.seen_position);
-            worker.publishPositions(route, @max(route.seen_position, applied), applied);
+            for (worker.served()) |each| {
+                const line = &each.lines[route.index];
+                if (route.applying_first == null and committed) line.applied_position = @max(line.applied_position, line.seen_position);
+                publishPositions(each, route, @max(line.seen_position, line.applied_position), line.applied_position);
+            }
         }
     }
 
-    fn publishAtLeast(worker: *Worker, route: *Route, position: u64) void {
-        worker.publishPositions(route, position, position);
-    }
-
     /// Positions only ever move forward.
-    fn publishPositions(worker: *Worker, route: *Route, durable: u64, applied: u64) void {
-        const line = worker.state.publisher.route(route.index);
+    fn publishPositions(in: *ServedRing, route: *const Route, durable: u64, applied: u64) void {
+        const line = in.publisher.route(route.index);
         const to_durable = @max(line.durable, durable);
-        worker.state.publisher.publish(route.index, to_durable, to_durable, @max(line.applied, applied));
+        in.publisher.publish(route.index, to_durable, to_durable, @max(line.applied, applied));
     }
 
     /// The producers' credits: how far we have looked, what each route holds, and whether one of them has the
     /// ring to itself (nothing came for another within the last while).
     fn publishCredits(worker: *Worker) void {
-        const header = worker.state.publisher.header();
-        var sole = worker.sole_candidate;
-        if (worker.active_count > 1 or (worker.active_count == 1 and worker.active[0].index != worker.sole_candidate)) {
-            const first_ever = worker.sole_candidate == positions.no_sole_route and worker.active_count == 1;
-            worker.sole_candidate = worker.active[0].index;
-            worker.sole_since_ns = if (first_ever) 0 else os.monotonicNs();
-            sole = worker.sole_candidate;
+        for (worker.served()) |each| {
+            const header = each.publisher.header();
+            if (each.sole_disturbed) {
+                each.sole_disturbed = false;
+                each.sole_since_ns = os.monotonicNs();
+            }
+            var sole = if (each.consumer.holding_routes > 1) positions.no_sole_route else each.sole_candidate;
+            if (each.sole_since_ns != 0) {
+                if (os.monotonicNs() - each.sole_since_ns < sleep_ns_max) sole = positions.no_sole_route else each.sole_since_ns = 0;
+            }
+            if (header.sole_route != sole) @atomicStore(u32, &header.sole_route, sole, .release);
+            for (worker.active[0..worker.active_count]) |route| {
+                const line = each.publisher.route(route.index);
+                const held = each.consumer.held_slots[route.index];
+                if (line.held_slots != held) @atomicStore(u32, &line.held_slots, held, .release);
+            }
+            if (header.scanned != each.consumer.scan) @atomicStore(u64, &header.scanned, each.consumer.scan, .release);
         }
-        if (worker.sole_since_ns != 0) {
-            if (os.monotonicNs() - worker.sole_since_ns < sleep_ns_max) sole = positions.no_sole_route else worker.sole_since_ns = 0;
-        }
-        if (header.sole_route != sole) @atomicStore(u32, &header.sole_route, sole, .release);
-        for (worker.active[0..worker.active_count]) |route| {
-            const line = worker.state.publisher.route(route.index);
-            const held = worker.consumer.held_slots[route.index];
-            if (line.held_slots != held) @atomicStore(u32, &line.held_slots, held, .release);
-        }
-        if (header.scanned != worker.consumer.scan) @atomicStore(u64, &header.scanned, worker.consumer.scan, .release);
     }
 
     // ---- requests -----------------------------------------------------------------------------------
 
     fn takeRequests(worker: *Worker) bool {
         var request = worker.state.to_worker.takeAll() orelse return false;
-        const header = worker.state.ring.view.header();
-        const head = @atomicLoad(u64, &header.head, .acquire);
         while (true) {
             const next = request.next;
-            // Whatever its sender put into the ring before comes first.
-            request.barrier = @min(head, worker.consumer.tail + ring.slot_count);
+            // Whatever its sender put into its ring before comes first.
+            if (request.ring) |its| request.barrier = lookUpToHead(its);
             request.next = null;
             var end = &worker.pending;
             while (end.*) |queued| end = &queued.next;
@@ -828,6 +943,13 @@ pub const Worker = struct {
             request = next orelse break;
         }
         return true;
+    }
+
+    /// The head, up to which the worker will look even past an open claim that has nothing behind it.
+    fn lookUpToHead(at: *ServedRing) u64 {
+        const head = at.headPosition();
+        at.consumer.required_scan = @max(at.consumer.required_scan, head);
+        return head;
     }
 
     fn serveRequests(worker: *Worker) bool {
@@ -861,7 +983,7 @@ pub const Worker = struct {
         var earlier = worker.pending;
         while (earlier) |other| : (earlier = other.next) {
             if (other == request) return true;
-            if (other.file == request.file and other.handle == request.handle) return false;
+            if (other.file == request.file and other.ring == request.ring and other.handle == request.handle) return false;
         }
         unreachable; // it is in the list
     }
@@ -889,9 +1011,9 @@ pub const Worker = struct {
             },
             .release => {
                 const file = request.file.?;
-                if (!worker.consumer.isBehind(request.barrier)) return .later;
+                if (!request.ring.?.isBehindOf(request.barrier, request.session)) return .later;
                 if (file.chain_buffer != null or (!file.queue.isEmpty() and file.failed_errno == 0)) return .later;
-                worker.closeHandle(file, request.handle);
+                closeHandle(file, .{ .ring = request.ring.?, .index = request.handle });
                 // What the target refused is tried again: it must stay open for writing.
                 request.errno = if (file.queue.isEmpty()) 0 else file.failed_errno;
                 return .answered;
@@ -900,28 +1022,49 @@ pub const Worker = struct {
                 const file = request.file.?;
                 const route = state.route(file.route);
                 if (!request.begun) worker.beginFence(file, request);
-                if (!worker.consumer.isBehind(request.barrier)) return .later;
+                for (file.handle_list.items) |entry| {
+                    if (!entry.ring.isBehindOf(request.barriers[entry.ring.index], entry.session())) return .later;
+                }
                 if (file.chain_buffer != null or !file.queue.isEmpty()) {
                     if (file.failed_errno == 0) return .later;
-                    return worker.decideFence(file, request, file.failed_errno);
+                    return decideFence(file, request, file.failed_errno);
                 }
                 if (!worker.hasRoom()) return .later;
                 const errno = os.check(linux.fdatasync(file.fd)).err();
-                if (errno != 0) return worker.decideFence(file, request, errno);
-                return if (worker.logFence(file, route, worker.consumer.scan)) .after_commit else .later;
+                if (errno != 0) return decideFence(file, request, errno);
+                return if (worker.logFence(file, route, null)) .after_commit else .later;
             },
             .forget_session => {
-                if (!worker.consumer.isBehind(request.barrier)) return .later;
-                for (&state.row_sessions, 0..) |*session, row| {
+                const its = request.ring.?;
+                if (!its.isBehindOf(request.barrier, request.session)) return .later;
+                for (&its.row_sessions, 0..) |*session, row| {
                     if (@atomicLoad(u64, session, .acquire) != request.session) continue;
                     // A thread may outlive its session (it closed the socket): its row waits for its end.
-                    if (ring_file.ownerOf(state.ring.view.producerRow(@intCast(row))) == .living) {
+                    if (ring_memory.ownerOf(its.view.producerRow(@intCast(row))) == .living) {
                         @atomicStore(u64, session, orphaned, .release);
-                        worker.rows_to_free += 1;
+                        its.rows_to_free += 1;
                         continue;
                     }
-                    worker.freeRow(@intCast(row));
+                    freeRow(its, @intCast(row));
                 }
+                return .answered;
+            },
+            .serve_ring => {
+                worker.serveRing(request.ring.?);
+                return .answered;
+            },
+            .leave_ring => {
+                const its = request.ring.?;
+                if (!worker.isDrainedOf(its)) return .later;
+                for (worker.served(), 0..) |each, i| {
+                    if (each != its) continue;
+                    worker.ring_count -= 1;
+                    worker.rings[i] = worker.rings[worker.ring_count];
+                    break;
+                }
+                worker.first_ring = 0;
+                // What io_uring waits for there ends now.
+                os.futexWake(&its.view.header().doorbell, 1);
                 return .answered;
             },
             .offer_file => unreachable, // goes the other way
@@ -950,37 +1093,33 @@ pub const Worker = struct {
     fn beginFence(worker: *Worker, file: *File, request: *Request) void {
         request.begun = true;
         file.fences_open += 1;
-        if (file.native == .routed) worker.publishNative(file, .undecided);
-        const head = @atomicLoad(u64, &worker.state.ring.view.header().head, .seq_cst);
-        request.barrier = @min(head, worker.consumer.tail + ring.slot_count);
+        if (file.native == .routed) publishNative(file, .undecided);
+        for (worker.served()) |each| request.barriers[each.index] = lookUpToHead(each);
     }
 
-    fn decideFence(worker: *Worker, file: *File, request: *Request, errno: i32) Served {
+    fn decideFence(file: *File, request: *Request, errno: i32) Served {
         request.errno = errno;
         request.native = errno == 0;
         file.fences_open -= 1;
         if (errno == 0) {
-            file.native_position = request.barrier;
-            if (file.handle_list.items.len > 0) worker.publishNative(file, .native);
+            publishNative(file, .native);
         } else if (file.native == .undecided and file.fences_open == 0) {
-            worker.publishNative(file, .routed);
+            publishNative(file, .routed);
         }
         return .answered;
     }
 
-    fn publishNative(worker: *Worker, file: *File, native: positions.Native) void {
+    fn publishNative(file: *File, native: positions.Native) void {
         file.native = native;
-        for (file.handle_list.items) |index| {
-            @atomicStore(positions.Native, &worker.state.publisher.handle(index).native, native, .seq_cst);
-        }
+        for (file.handle_list.items) |entry| @atomicStore(positions.Native, &entry.state().native, native, .seq_cst);
     }
 
     /// Session number of rows whose session is gone while their thread lives.
     const orphaned: u64 = std.math.maxInt(u64);
 
-    fn freeRow(worker: *Worker, row: u32) void {
-        ring_file.initMutex(worker.state.ring.view.producerRow(row));
-        @atomicStore(u64, &worker.state.row_sessions[row], 0, .release);
+    fn freeRow(its: *ServedRing, row: u32) void {
+        ring_memory.initMutex(its.view.producerRow(row));
+        @atomicStore(u64, &its.row_sessions[row], 0, .release);
     }
 
     fn knowFile(worker: *Worker, file: *File) bool {
@@ -995,32 +1134,31 @@ pub const Worker = struct {
     }
 
     fn openHandle(worker: *Worker, file: *File, request: *Request) bool {
-        file.handle_list.append(worker.state.allocator, request.handle) catch return false;
-        const entry = worker.state.publisher.handle(request.handle);
-        entry.* = .{ .error_sequence = entry.error_sequence, .error_errno = 0, .append_end = 0, .native = file.native, .reserved = 0, .file_handles = 0, .failed_errno = file.failed_errno };
+        const opened = HandleRef{ .ring = request.ring.?, .index = request.handle };
+        file.handle_list.append(worker.state.allocator, opened) catch return false;
+        const state = opened.state();
+        state.* = .{ .error_sequence = state.error_sequence, .error_errno = 0, .append_end = 0, .native = file.native, .reserved = 0, .file_handles = 0, .failed_errno = file.failed_errno };
         request.native = file.native == .native;
-        worker.state.handles[request.handle] = .{ .file = file, .session = request.session };
-        worker.publishSharers(file);
+        opened.ring.handles[opened.index] = .{ .file = file, .session = request.session };
+        publishSharers(file);
         return true;
     }
 
-    fn closeHandle(worker: *Worker, file: *File, index: u32) void {
-        worker.state.handles[index] = .{};
+    fn closeHandle(file: *File, closed: HandleRef) void {
+        closed.ring.handles[closed.index] = .{};
         for (file.handle_list.items, 0..) |listed, i| {
-            if (listed != index) continue;
+            if (listed.ring != closed.ring or listed.index != closed.index) continue;
             _ = file.handle_list.swapRemove(i);
             break;
         }
         // Requests about one handle are served in order, and a fence comes through one: none is open now.
         if (file.handle_list.items.len == 0) file.native = .routed;
-        worker.publishSharers(file);
+        publishSharers(file);
     }
 
-    fn publishSharers(worker: *Worker, file: *File) void {
+    fn publishSharers(file: *File) void {
         const sharers: u32 = @intCast(file.handle_list.items.len);
-        for (file.handle_list.items) |index| {
-            @atomicStore(u32, &worker.state.publisher.handle(index).file_handles, sharers, .seq_cst);
-        }
+        for (file.handle_list.items) |entry| @atomicStore(u32, &entry.state().file_handles, sharers, .seq_cst);
     }
 
     fn answerCommitted(worker: *Worker, route_index: u32, errno: i32) void {
@@ -1032,10 +1170,10 @@ pub const Worker = struct {
             }
             link.* = request.next;
             request.errno = errno;
-            if (request.kind == .fence) _ = worker.decideFence(request.file.?, request, errno);
+            if (request.kind == .fence) _ = decideFence(request.file.?, request, errno);
             if (errno != 0 and request.kind == .activate) {
                 request.file.?.identity_lsn = 0; // not in the log after all
-                worker.closeHandle(request.file.?, request.handle);
+                closeHandle(request.file.?, .{ .ring = request.ring.?, .index = request.handle });
             }
             worker.state.answer(request);
         }
@@ -1046,12 +1184,13 @@ pub const Worker = struct {
     fn tick(worker: *Worker, now: u64) void {
         worker.last_tick_ns = now;
         const state = worker.state;
-        if (worker.rows_to_free > 0) {
-            for (&state.row_sessions, 0..) |*session, row| {
+        for (worker.served()) |each| {
+            if (each.rows_to_free == 0) continue;
+            for (&each.row_sessions, 0..) |*session, row| {
                 if (session.* != orphaned) continue;
-                if (ring_file.ownerOf(state.ring.view.producerRow(@intCast(row))) == .living) continue;
-                worker.freeRow(@intCast(row));
-                worker.rows_to_free -= 1;
+                if (ring_memory.ownerOf(each.view.producerRow(@intCast(row))) == .living) continue;
+                freeRow(each, @intCast(row));
+                each.rows_to_free -= 1;
             }
         }
         if (worker.failed_files > 0 and now - worker.last_retry_ns >= retry_interval_ns) {
@@ -1096,7 +1235,7 @@ pub const Worker = struct {
                 // What the sync of a target lost cannot be known: the log keeps the whole window, for the next
                 // start to write again. The file is told; the route's log grows until then.
                 state.counters.add(.checkpoint_failures_total, 1);
-                if (job.failed_file) |file| worker.reportFileError(file, job.errno);
+                if (job.failed_file) |file| reportFileError(file, job.errno);
                 route.checkpoint_blocked = true;
                 for (job.files.items) |file| {
                     route.checkpoint_next.append(state.allocator, file) catch break;
@@ -1105,12 +1244,14 @@ pub const Worker = struct {
                 @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
             },
         }
-        if (route.checkpoint_blocked or !worker.recovery_over) return;
+        if (route.checkpoint_blocked) return;
         const stopping = @atomicLoad(bool, &state.stopping, .acquire);
         const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping;
         if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
-        // A record that the ring still holds must stay in the log, or the next daemon would take it again.
-        if (worker.consumer.tail != worker.consumer.scan) return;
+        for (worker.served()) |each| {
+            // A record that a ring still holds must stay in the log, or the next daemon would take it again.
+            if (!each.recovery_over or each.consumer.tail != each.consumer.scan) return;
+        }
         if (route.buffer != null) return; // the log does not take anything now
         var lsn = route.applied_lsn;
         for (worker.known_files.items) |file| {
@@ -1164,7 +1305,9 @@ pub const Worker = struct {
 
     fn isDrained(worker: *Worker) bool {
         if (worker.pending != null or worker.awaiting_commit != null) return false;
-        if (worker.consumer.tail != worker.consumer.scan or worker.consumer.somethingToDo()) return false;
+        for (worker.served()) |each| {
+            if (!worker.isDrainedOf(each)) return false;
+        }
         if (worker.applier.in_flight > 0 or worker.offers_open > 0) return false;
         for (0..worker.state.routeCount()) |index| {
             const route = worker.state.route(@intCast(index));
@@ -1176,45 +1319,71 @@ pub const Worker = struct {
         return true;
     }
 
+    /// Nothing of this ring is under way, or to be done.
+    fn isDrainedOf(worker: *const Worker, of: *ServedRing) bool {
+        if (of.consumer.tail != of.consumer.scan or of.consumer.somethingToDo()) return false;
+        for (0..worker.state.routeCount()) |index| {
+            const route = worker.state.route(@intCast(index));
+            if (route.buffer != null and of.lines[index].touched) return false;
+            var buffer = route.applying_first;
+            while (buffer) |each| : (buffer = each.next) {
+                if (each.ends_set.isSet(of.index)) return false;
+            }
+        }
+        return true;
+    }
+
     // ---- sleep --------------------------------------------------------------------------------------
 
     fn sleep(worker: *Worker) void {
         const state = worker.state;
-        const doorbell = &state.ring.view.header().doorbell;
         // Publish, full fence, look again: a producer that commits after our look sees the doorbell set.
-        @atomicStore(u32, doorbell, 1, .seq_cst);
-        const busy = worker.consumer.somethingToDo() and worker.buffers.free != null;
+        worker.setDoorbells(1);
+        var busy = false;
+        for (worker.served()) |each| busy = busy or (each.consumer.somethingToDo() and worker.buffers.free != null);
         const results = switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.anyResult(),
-            .io_uring => false, // waited for together with the doorbell
+            .io_uring => false, // waited for together with the doorbells
         };
-        if (busy or results or @atomicLoad(bool, &state.to_worker.filled, .seq_cst)) {
-            @atomicStore(u32, doorbell, 0, .seq_cst);
-            return;
-        }
+        if (busy or results or @atomicLoad(bool, &state.to_worker.filled, .seq_cst)) return worker.setDoorbells(0);
         var limit: u64 = sleep_ns_max;
-        if (worker.consumer.passed_count > 0) limit = sleep_ns_passed;
+        for (worker.served()) |each| {
+            if (each.consumer.passed_count > 0) limit = sleep_ns_passed;
+        }
         if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, tick_ns_stopping);
         state.counters.add(.worker_sleeps_total, 1);
-        if (worker.state.disk_engine == .lanes or (worker.applier.in_flight == 0 and !worker.doorbell_armed)) {
-            os.futexWait(doorbell, 1, limit);
+        if (state.disk_engine == .lanes or (worker.applier.in_flight == 0 and worker.doorbells_armed.count() == 0)) {
+            var doorbells: [doorbells_max]*const u32 = undefined;
+            for (0..worker.ring_count + 1) |number| doorbells[number] = worker.doorbell(number);
+            os.futexWaitAny(doorbells[0 .. worker.ring_count + 1], 1, limit);
         } else {
-            if (!worker.doorbell_armed) worker.armDoorbell(doorbell);
+            for (0..worker.ring_count + 1) |number| worker.armDoorbell(number);
             worker.uring.submitAndWait(limit);
         }
-        @atomicStore(u32, doorbell, 0, .seq_cst);
+        worker.setDoorbells(0);
     }
 
-    /// The ring's doorbell as a completion, so that one wait serves for both kinds of event.
-    fn armDoorbell(worker: *Worker, doorbell: *u32) void {
+    /// The worker's own, then one in each ring.
+    fn doorbell(worker: *Worker, number: usize) *u32 {
+        return if (number == 0) &worker.state.doorbell else &worker.rings[number - 1].view.header().doorbell;
+    }
+
+    fn setDoorbells(worker: *Worker, value: u32) void {
+        for (0..worker.ring_count + 1) |number| @atomicStore(u32, worker.doorbell(number), value, .seq_cst);
+    }
+
+    /// A doorbell as a completion, so that one wait serves for both kinds of event.
+    fn armDoorbell(worker: *Worker, number: usize) void {
+        const bit = if (number == 0) 0 else @as(usize, worker.rings[number - 1].index) + 1;
+        if (worker.doorbells_armed.isSet(bit)) return;
         const entry = worker.uring.prepare() orelse return;
         const futex2_size_u32 = 2;
         entry.opcode = .FUTEX_WAIT;
         entry.fd = futex2_size_u32; // shared: no FUTEX2_PRIVATE
-        entry.addr = @intFromPtr(doorbell);
+        entry.addr = @intFromPtr(worker.doorbell(number));
         entry.off = 1; // the value to sleep on
         entry.addr3 = std.math.maxInt(u32); // bitset
-        entry.user_data = user_data_doorbell;
-        worker.doorbell_armed = true;
+        entry.user_data = user_data_doorbell + bit;
+        worker.doorbells_armed.set(bit);
     }
 };

@@ -4,7 +4,7 @@
 //!
 //! ```
 //! client                                   daemon
-//!   hello                            ─▶
+//!   hello          + ring fd         ─▶                   the fd only where the client has a ring already
 //!                                    ◀─    welcome       + ring fd, positions fd, routes fd
 //!   attach_thread                    ─▶
 //!                                    ◀─    thread_attached
@@ -62,8 +62,6 @@ pub const Hello = extern struct {
     routes_version: u32,
     /// What the client says it is: "python", "preload", …, zero-padded.
     runtime: [16]u8,
-    /// The ring that it had from an earlier daemon, or zeros.
-    previous_ring_uuid: [16]u8,
 };
 
 pub const Welcome = extern struct {

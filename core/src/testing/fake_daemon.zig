@@ -617,7 +617,10 @@ pub const FakeDaemon = struct {
     fn answer(daemon: *FakeDaemon, fd: i32, id: u64, header: *const control.MessageHeader, request: *align(8) const [control.message_bytes_max]u8, passed: i32) bool {
         const kind: control.Kind = @enumFromInt(header.kind);
         switch (kind) {
-            .hello => return daemon.welcome(fd, id, header),
+            .hello => {
+                if (passed >= 0) _ = linux.close(passed); // the ring that it had: this daemon has its own
+                return daemon.welcome(fd, id, header);
+            },
             .attach_thread => {
                 daemon.mutex.lock();
                 defer daemon.mutex.unlock();

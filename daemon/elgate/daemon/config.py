@@ -378,7 +378,7 @@ _parse_mode = _one_of(
         "test_stub": NOT_IN_THIS_VERSION,
     },
 )
-_parse_isolation = _one_of(("per_uid",), {"per_client": NOT_IN_THIS_VERSION})
+_parse_isolation = _one_of(("per_uid", "per_client"), {})
 _parse_flush_word = _one_of(
     ("group", "always"),
     {"none": NOT_IN_THIS_VERSION, "interval": NOT_IN_THIS_VERSION},

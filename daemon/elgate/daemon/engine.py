@@ -134,6 +134,8 @@ class Engine:
             engine_config.flags |= _library.ELGATE_ENGINE_NULL_SINK
         if config.disk.engine == "io_uring":
             engine_config.flags |= _library.ELGATE_ENGINE_IO_URING
+        if config.ring.isolation == "per_client":
+            engine_config.flags |= _library.ELGATE_ENGINE_RING_PER_CLIENT
         engine_config.checkpoint_interval_ms = config.wal.checkpoint_interval_ms
         engine_config.route_count = len(config.routes)
         routes = arguments.routes(config)

@@ -1,4 +1,5 @@
-//! The ring's file: made once with all its memory reserved, opened again by every later daemon, locked by one.
+//! A ring's memory: a file in /dev/shm, made once with all its memory reserved, opened again by every later daemon and
+//! locked by one; or a sealed memfd, which only those have who were given it.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -7,17 +8,28 @@ const ring = @import("../format/ring.zig");
 const os = @import("os.zig");
 const Failure = @import("failure.zig").Failure;
 
-pub const RingFile = struct {
+pub const RingMemory = struct {
     view: ring.View,
-    /// Held for the lock; never given away. A client's descriptor shares no lock with it.
+    /// Held for the lock; never given away. A client's descriptor shares no lock with it. -1: a memfd, which nobody
+    /// else can open.
     lock_fd: i32,
     /// What clients get: an open file of its own.
     client_fd: i32,
-    /// An earlier daemon made it: there may be records in it.
-    existed: bool,
+    inode: Inode,
+    /// Who may have it.
+    uid: u32,
+
+    pub const Inode = struct { device: u64, number: u64 };
+
+    pub fn inodeOf(fd: i32) ?Inode {
+        return switch (os.statOf(fd)) {
+            .stat => |stat| .{ .device = stat.device, .number = stat.inode },
+            .errno => null,
+        };
+    }
 
     /// Opens or makes the ring at `path`. Every refusal is in `failure`.
-    pub fn open(path: [:0]const u8, failure: *Failure) error{Failed}!RingFile {
+    pub fn open(path: [:0]const u8, failure: *Failure) error{Failed}!RingMemory {
         const flags = linux.O{ .ACCMODE = .RDWR, .CLOEXEC = true, .NOFOLLOW = true };
         var existed = true;
         const lock_fd = switch (os.descriptor(linux.open(path, flags, 0))) {
@@ -46,18 +58,12 @@ pub const RingFile = struct {
             return failure.set(@intFromEnum(linux.E.PROTO), "the ring {s} has {d} bytes, version {d} has {d}: it is of another version or damaged. Stop its clients, let a daemon of its own version drain it (or remove it if it holds nothing you need)", .{ path, stat.size, ring.version, ring.file_size });
         }
         if (!existed) try reserve(lock_fd, path, failure);
-
-        const memory = switch (os.check(linux.mmap(null, ring.file_size, linux.PROT.READ | linux.PROT.WRITE, .{ .TYPE = .SHARED }, lock_fd, 0))) {
-            .value => |address| @as([*]align(std.heap.page_size_min) u8, @ptrFromInt(address))[0..ring.file_size],
-            .errno => |errno| return failure.set(errno, "cannot map the ring {s}: {s}", .{ path, Failure.nameOf(errno) }),
-        };
-        errdefer _ = linux.munmap(memory.ptr, memory.len);
-        const view = ring.View{ .memory = memory };
+        const view = try map(lock_fd, failure);
+        errdefer _ = linux.munmap(view.memory.ptr, view.memory.len);
         const header = view.header();
         // version is written last: 0 means that whoever made it did not finish, and nobody can have used it.
         if (@atomicLoad(u32, &header.version, .acquire) == 0) {
-            existed = false;
-            format(view);
+            format(view, uid);
         }
         if (header.magic != ring.magic) return failure.set(@intFromEnum(linux.E.PROTO), "{s} is not a ring of Elgate. Remove it or set another ring.path", .{path});
         if (header.version != ring.version or header.slot_count != ring.slot_count or header.slot_size != ring.slot_size or header.producer_rows != ring.producer_rows)
@@ -67,7 +73,56 @@ pub const RingFile = struct {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot open the ring {s} for clients: {s}", .{ path, Failure.nameOf(errno) }),
         };
-        return .{ .view = view, .lock_fd = lock_fd, .client_fd = client_fd, .existed = existed };
+        return .{ .view = view, .lock_fd = lock_fd, .client_fd = client_fd, .inode = .{ .device = stat.device, .number = stat.inode }, .uid = uid };
+    }
+
+    /// A new ring for clients of `uid`.
+    pub fn make(uid: u32, failure: *Failure) error{Failed}!RingMemory {
+        const fd = switch (os.descriptor(linux.memfd_create("elgate-ring", linux.MFD.CLOEXEC | linux.MFD.ALLOW_SEALING))) {
+            .fd => |fd| fd,
+            .errno => |errno| return failure.set(errno, "cannot make a ring (memfd_create): {s}", .{Failure.nameOf(errno)}),
+        };
+        errdefer os.close(fd);
+        const reserved = os.check(linux.fallocate(fd, 0, 0, @intCast(ring.file_size))).err();
+        if (reserved != 0) return failure.set(reserved, "cannot reserve {d} bytes for a ring: {s}. The host, or this daemon's memory limit, is short of memory", .{ ring.file_size, Failure.nameOf(reserved) });
+        const seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+        const sealed = os.check(linux.fcntl(fd, F_ADD_SEALS, seals)).err();
+        if (sealed != 0) return failure.set(sealed, "cannot seal a ring: {s}", .{Failure.nameOf(sealed)});
+        const view = try map(fd, failure);
+        format(view, uid);
+        return .{ .view = view, .lock_fd = -1, .client_fd = fd, .inode = inodeOf(fd).?, .uid = uid };
+    }
+
+    /// A ring that a client hands back: a daemon before this one made it. Nothing in it is believed but what `Consumer`
+    /// checks. Takes the descriptor over.
+    pub fn adopt(fd: i32, uid: u32, failure: *Failure) error{Failed}!RingMemory {
+        errdefer os.close(fd);
+        const stat = switch (os.statOf(fd)) {
+            .stat => |stat| stat,
+            .errno => |errno| return failure.set(errno, "it cannot be looked at", .{}),
+        };
+        const needed = F_SEAL_SHRINK | F_SEAL_GROW;
+        const seals = os.check(linux.fcntl(fd, F_GET_SEALS, 0)).ok() orelse 0;
+        // A file of our own user's that was removed from /dev/shm is no more in danger of being cut short than the one
+        // that is there now.
+        const ours = uid == linux.geteuid() and stat.isRegular() and stat.uid == uid and stat.links == 0;
+        if (seals & needed != needed and !ours) return failure.set(@intFromEnum(linux.E.PERM), "its size is not sealed", .{});
+        if (stat.size != ring.file_size) return failure.set(@intFromEnum(linux.E.PROTO), "it has {d} bytes instead of {d}", .{ stat.size, ring.file_size });
+        const view = try map(fd, failure);
+        errdefer _ = linux.munmap(view.memory.ptr, view.memory.len);
+        const header = view.header();
+        if (header.magic != ring.magic or @atomicLoad(u32, &header.version, .acquire) != ring.version or header.slot_count != ring.slot_count or
+            header.slot_size != ring.slot_size or header.producer_rows != ring.producer_rows)
+            return failure.set(@intFromEnum(linux.E.PROTO), "it is no ring, or one of another version", .{});
+        if (header.owner_uid != uid) return failure.set(@intFromEnum(linux.E.PERM), "it was made for uid {d}", .{header.owner_uid});
+        return .{ .view = view, .lock_fd = -1, .client_fd = fd, .inode = .{ .device = stat.device, .number = stat.inode }, .uid = uid };
+    }
+
+    fn map(fd: i32, failure: *Failure) error{Failed}!ring.View {
+        return switch (os.check(linux.mmap(null, ring.file_size, linux.PROT.READ | linux.PROT.WRITE, .{ .TYPE = .SHARED }, fd, 0))) {
+            .value => |address| .{ .memory = @as([*]align(std.heap.page_size_min) u8, @ptrFromInt(address))[0..ring.file_size] },
+            .errno => |errno| failure.set(errno, "cannot map a ring: {s}", .{Failure.nameOf(errno)}),
+        };
     }
 
     fn create(path: [:0]const u8, failure: *Failure) error{Failed}!i32 {
@@ -92,14 +147,14 @@ pub const RingFile = struct {
         }
     }
 
-    fn format(view: ring.View) void {
+    fn format(view: ring.View, uid: u32) void {
         const header = view.header();
         @memset(view.memory[0..ring.slots_offset], 0);
         header.magic = ring.magic;
         header.slot_count = ring.slot_count;
         header.slot_size = ring.slot_size;
         header.producer_rows = ring.producer_rows;
-        header.owner_uid = linux.geteuid();
+        header.owner_uid = uid;
         header.created_realtime_ns = os.realtimeNs();
         os.randomBytes(&header.uuid);
         for (0..ring.slot_count) |i| view.stateWord(i).* = ring.StateWord.free(0).bits();
@@ -107,12 +162,18 @@ pub const RingFile = struct {
         @atomicStore(u32, &header.version, ring.version, .release);
     }
 
-    pub fn close(file: *RingFile) void {
-        _ = linux.munmap(file.view.memory.ptr, file.view.memory.len);
-        os.close(file.client_fd);
-        os.close(file.lock_fd);
+    pub fn close(memory: *RingMemory) void {
+        _ = linux.munmap(memory.view.memory.ptr, memory.view.memory.len);
+        os.close(memory.client_fd);
+        if (memory.lock_fd >= 0) os.close(memory.lock_fd);
     }
 };
+
+const F_ADD_SEALS = 1033;
+const F_GET_SEALS = 1034;
+const F_SEAL_SEAL = 0x1;
+const F_SEAL_SHRINK = 0x2;
+const F_SEAL_GROW = 0x4;
 
 const pthread_mutexattr_t = extern struct { bytes: [16]u8 align(8) };
 extern "c" fn pthread_mutexattr_init(attribute: *pthread_mutexattr_t) c_int;

@@ -1,0 +1,313 @@
+"""Rings beside the shared one: other users', each client's own, and those that come back from clients whose daemon has
+lost them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from elgate.daemon.child import ChildDaemon
+
+LIMIT_S = 20.0
+NOBODY = 65534
+
+PER_CLIENT = pytest.mark.elgate(ring={"isolation": "per_client"})
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not so after {LIMIT_S:g} s"
+        time.sleep(0.002)
+
+
+PRELUDE = """
+import os, sys
+import elgate
+assert elgate.patch_all()
+def say(*words): print(*words, flush=True)
+def hear(): return sys.stdin.readline().strip()
+"""
+
+
+class Program:
+    """A program that talks with the test by lines."""
+
+    def __init__(self, daemon: ChildDaemon, text: str, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + text, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**daemon.env(), "ELGATE_FALLBACK": "wait"},
+        )
+
+    def heard(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def tell(self, word: str = "go on") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def ends(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait(LIMIT_S) == 0
+
+
+def as_nobody(daemon: ChildDaemon, function: Callable[[], None]) -> int:
+    """Forks a process of another user, which runs `function` through Elgate; its pid."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update({**daemon.env(), "ELGATE_FALLBACK": "fail"})
+        import elgate
+
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        assert elgate.patch_all()
+        function()
+        elgate.unpatch_all()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user as well")
+@pytest.mark.elgate(control={"mode": "0666"})
+def test_another_user_has_a_ring_of_its_own(elgate_daemon: ChildDaemon) -> None:
+    daemon = elgate_daemon
+    for directory in (daemon.socket.parent, daemon.directory, daemon.route_dir):
+        directory.chmod(0o755)
+    shared = daemon.route_dir / "shared"
+    shared.touch()
+    shared.chmod(0o666)
+    theirs = daemon.route_dir / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+
+    def write() -> None:
+        with open(shared, "a") as file, open(theirs / "log", "w") as own:
+            for number in range(500):
+                file.write(f"nobody {number}\n")
+                own.write(f"{number}\n")
+                file.flush()
+                own.flush()
+                os.fsync(own.fileno())
+
+    child = as_nobody(daemon, write)
+    ours = Program(
+        daemon,
+        """
+with open(sys.argv[1], "a") as file:
+    for number in range(500):
+        file.write(f"root {number}\\n")
+        file.flush()
+        if number % 10 == 0:
+            os.fsync(file.fileno())
+say("done")
+""",
+        shared,
+    )
+    assert ours.heard() == "done"
+    ours.ends()
+    assert os.waitpid(child, 0)[1] == 0
+    lines = shared.read_text().splitlines()
+    for who in ("nobody", "root"):
+        assert [line for line in lines if line.startswith(who)] == [f"{who} {number}" for number in range(500)]
+    assert len(lines) == 1000
+    assert (theirs / "log").read_text() == "".join(f"{number}\n" for number in range(500))
+    opened = daemon.events("ring_opened")
+    assert [event["uid"] for event in opened] == [NOBODY]
+    assert {(event["uid"], event["ring"]) for event in daemon.events("session_opened")} == {(0, 0), (NOBODY, 1)}
+    daemon.wait_for_event("ring_closed")
+    daemon.kill()
+    daemon.start()
+    assert shared.read_text().splitlines() == lines
+
+
+@PER_CLIENT
+def test_each_client_has_a_ring_of_its_own_and_gives_it_back(elgate_daemon: ChildDaemon) -> None:
+    """More clients, one after the other, than there can be rings; half of them are killed."""
+    daemon = elgate_daemon
+    text = """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+for number in range(20):
+    os.write(fd, b"%s %d\\n" % (sys.argv[2].encode(), number))
+say("written")
+hear()
+"""
+    path = daemon.route_dir / "log"
+    count = 140
+    for first in range(0, count, 7):
+        clients = [Program(daemon, text, path, number) for number in range(first, first + 7)]
+        for number, client in enumerate(clients):
+            assert client.heard() == "written"
+            if number % 2:
+                client.process.kill()
+                client.process.wait()
+            else:
+                client.ends()
+    daemon.wait_for_event("ring_closed", count=count)
+    assert len(daemon.events("ring_opened")) == count
+    lines = path.read_text().splitlines()
+    assert sorted(lines) == sorted(f"{client} {number}" for client in range(count) for number in range(20))
+    for client in range(count):
+        own = [line for line in lines if line.startswith(f"{client} ")]
+        assert own == [f"{client} {number}" for number in range(20)]
+
+
+@PER_CLIENT
+def test_fsync_covers_what_others_wrote_in_their_rings(elgate_daemon: ChildDaemon) -> None:
+    daemon = elgate_daemon
+    path = daemon.route_dir / "log"
+    writers = [
+        Program(
+            daemon,
+            """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
+place = int(sys.argv[2]) * 8
+say("ready")
+for number in range(1, 301):
+    hear()
+    os.pwrite(fd, b"%08d" % number, place)
+    say("written")
+""",
+            path,
+            place,
+        )
+        for place in (1, 2)
+    ]
+    for writer in writers:
+        assert writer.heard() == "ready"
+    syncer = Program(
+        daemon,
+        """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
+os.pwrite(fd, b"0" * 8, 0)
+say("ready")
+while hear():
+    os.fsync(fd)
+    say("synced")
+""",
+        path,
+    )
+    assert syncer.heard() == "ready"
+    descriptor = os.open(path, os.O_RDONLY)
+    for number in range(1, 301):
+        for writer in writers:
+            writer.tell()
+        for writer in writers:
+            assert writer.heard() == "written"
+        syncer.tell()
+        assert syncer.heard() == "synced"
+        # As another process sees it: visible, so logged durably before.
+        assert os.pread(descriptor, 16, 8) == b"%08d" % number * 2
+    os.close(descriptor)
+    for program in (*writers, syncer):
+        program.ends()
+
+
+APPENDER = """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+number = 0
+def append(count):
+    global number
+    for _ in range(count):
+        os.write(fd, b"%d\\n" % number)
+        number += 1
+append(10)
+os.fsync(fd)
+say("synced")
+hear()
+append(200)
+say("accepted")
+hear()
+os.fsync(fd)
+append(10)
+os.fsync(fd)
+say("synced")
+hear()
+"""
+
+
+def numbers(count: int) -> str:
+    return "".join(f"{number}\n" for number in range(count))
+
+
+@pytest.mark.parametrize("case", [pytest.param("per_client", marks=PER_CLIENT), "shm_cleared"])
+def test_what_was_accepted_while_no_daemon_had_the_ring_is_done_by_the_next(
+    elgate_daemon: ChildDaemon, case: str
+) -> None:
+    daemon = elgate_daemon
+    paths = [daemon.route_dir / f"log-{number}" for number in range(2)]
+    clients = [Program(daemon, APPENDER, path) for path in paths]
+    for client in clients:
+        assert client.heard() == "synced"
+    daemon.kill()
+    for client in clients:
+        client.tell()
+    for client in clients:
+        assert client.heard() == "accepted"
+    if case == "shm_cleared":
+        daemon.ring_path.unlink()
+    # One of them is stopped meanwhile, and comes later.
+    clients[1].process.send_signal(signal.SIGSTOP)
+    daemon.start()
+    clients[0].tell()
+    assert clients[0].heard() == "synced"
+    assert paths[0].read_text() == numbers(220)
+    clients[1].process.send_signal(signal.SIGCONT)
+    clients[1].tell()
+    assert clients[1].heard() == "synced"
+    assert paths[1].read_text() == numbers(220)
+    for client in clients:
+        client.ends()
+    assert daemon.stop() == 0
+    assert daemon.events("stopped")[-1]["counters"]["rings_adopted_total"] == (2 if case == "per_client" else 1)
+    assert not daemon.events("ring_not_taken_back")
+    assert not daemon.events("records_quarantined")
+
+
+@PER_CLIENT
+@pytest.mark.parametrize("step", ["collected", "applying", "committed", "published", "released"])
+def test_a_kill_at_a_step_doubles_nothing_in_a_ring_that_is_handed_back(
+    elgate_daemon_stopped: ChildDaemon, core_test_build: Path, step: str
+) -> None:
+    daemon = elgate_daemon_stopped
+    environment = {"ELGATE_CORE_LIBRARY": str(core_test_build), "ELGATE_KILL_AT": f"{step}:20"}
+    daemon.start(environment=environment)
+    path = daemon.route_dir / "log"
+    client = Program(
+        daemon,
+        """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+for number in range(400):
+    os.write(fd, b"%d\\n" % number)
+    if number % 4 == 3:
+        os.fsync(fd)
+say("synced")
+hear()
+""",
+        path,
+    )
+    assert daemon.process is not None
+    assert daemon.process.wait(LIMIT_S) == -signal.SIGKILL
+    daemon.start()
+    assert client.heard() == "synced"
+    client.ends()
+    assert path.read_text() == numbers(400)
+    assert daemon.stop() == 0
+    assert daemon.events("stopped")[-1]["counters"]["rings_adopted_total"] == 1
