@@ -7,6 +7,7 @@ test {
     _ = @import("engine/wal/recovery.zig");
     _ = @import("engine/wal/log_test.zig");
     _ = @import("engine/wal/simulation_test.zig");
+    _ = @import("engine/wal/unsynced_test.zig");
     _ = @import("engine/wal/damage_test.zig");
     _ = @import("testing/simulated_disk.zig");
 }

@@ -420,17 +420,17 @@ pub const SimulatedDisk = struct {
         if (durable and !disk.isIgnored(inode)) {
             disk.put(&inode.durable, bytes, offset);
             // What was written there before can come no more.
-            disk.supersede(inode, offset, length);
+            disk.supersede(&inode.unsynced, offset, length);
         } else {
             inode.unsynced.append(disk.arena(), .{ .offset = offset, .bytes = bytes, .size = offset + length }) catch unreachable;
         }
     }
 
-    /// Takes a range out of what is not durable yet.
-    fn supersede(disk: *SimulatedDisk, inode: *Inode, offset: u64, length: usize) void {
+    /// Takes a range out of writes that are not durable.
+    fn supersede(disk: *SimulatedDisk, writes: *std.ArrayListUnmanaged(Write), offset: u64, length: usize) void {
         const end = offset + length;
         var kept: std.ArrayListUnmanaged(Write) = .empty;
-        for (inode.unsynced.items) |old| {
+        for (writes.items) |old| {
             const old_end = old.offset + old.bytes.len;
             if (old_end <= offset or old.offset >= end) {
                 kept.append(disk.arena(), old) catch unreachable;
@@ -449,7 +449,7 @@ pub const SimulatedDisk = struct {
                 kept.append(disk.arena(), part) catch unreachable;
             }
         }
-        inode.unsynced = kept;
+        writes.* = kept;
     }
 
     fn allocate(context: *anyopaque, file: storage_module.File, size_bytes: u64) Error!void {
@@ -477,6 +477,8 @@ pub const SimulatedDisk = struct {
             }
             disk.grow(&inode.durable, pending.size);
             disk.put(&inode.durable, pending.bytes, pending.offset);
+            // A page that was given up and then written again is the new one.
+            disk.supersede(&kept, pending.offset, pending.bytes.len);
         }
         inode.unsynced = kept;
     }

@@ -2,8 +2,8 @@
 //! goes to disk, and, once the commit is durable, writes the target files from that same memory. Worker thread
 //! only; the log is written by one thread.
 //!
-//! A group takes the LSNs behind the log's last durable one, so at most one group of a log holds records that are
-//! not committed. A group whose commit failed may be committed again as it is, or begun anew: its LSNs were
+//! A group takes the LSNs behind the last one that is in the log, so at most one group of a log holds records that are
+//! not in it. A group whose commit failed may be committed again as it is, or begun anew: its LSNs were
 //! never acknowledged, and are given out again.
 
 const std = @import("std");
@@ -193,6 +193,39 @@ pub const Group = struct {
     /// What goes to disk, once stamped.
     pub fn commitMemory(group: *const Group) []align(wal.block_size) const u8 {
         return group.memory[0..group.commitBytes()];
+    }
+};
+
+/// The records of groups that lie side by side in memory as they were written. Each one's headers are made those of
+/// another segment on the way: once `next` has given null, all of it can be written there.
+pub const Written = struct {
+    memory: []align(wal.block_size) u8,
+    group_offset: usize = 0,
+    offset: usize = 0,
+    remaining: u32 = 0,
+
+    pub fn next(written: *Written, segment_id: u64) ?*const wal.RecordHeader {
+        if (written.remaining == 0) {
+            if (written.offset > 0) {
+                const before: *const wal.GroupHeader = @ptrCast(@alignCast(written.memory[written.group_offset..].ptr));
+                assert(written.offset - written.group_offset == before.length_bytes);
+                written.group_offset += std.mem.alignForward(usize, before.length_bytes, wal.block_size);
+            }
+            if (written.group_offset == written.memory.len) return null;
+            const group: *wal.GroupHeader = @ptrCast(@alignCast(written.memory[written.group_offset..].ptr));
+            assert(group.magic == wal.group_magic);
+            group.segment_id = segment_id;
+            group.header_checksum = group.computeChecksum();
+            written.remaining = group.record_count;
+            written.offset = written.group_offset + @sizeOf(wal.GroupHeader);
+        }
+        const header: *wal.RecordHeader = @ptrCast(@alignCast(written.memory[written.offset..].ptr));
+        assert(header.magic == wal.record_magic);
+        header.segment_id = segment_id;
+        header.header_checksum = header.computeChecksum();
+        written.offset += wal.recordBytes(header.length_bytes);
+        written.remaining -= 1;
+        return header;
     }
 };
 

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! starting thread      open, recover, close (nobody else is in the log then)
-//! worker thread        nextLsn, admits, commit
+//! worker thread        nextLsn, admits, commit, write, sync, lendTail, takeTailBack
 //! maintenance threads  prepareNextSegment, checkpoint, collect (they take turns on a lock of their own)
 //! any thread           durableLsn, groupBytesMax, needsPreparation, bytesHeld
 //! ```
@@ -19,6 +19,14 @@
 //! LSN is the one behind the last durable one; so whatever an older segment holds from there on was never
 //! acknowledged, and does not count. That one rule voids the tail behind a failed write and the torn tail of an
 //! earlier life.
+//!
+//! Two ways to make records durable. `commit` writes a group durably. `write` only writes it, into the page cache: its
+//! records are *logged* (they survive this process, not a power cut) until `sync` makes all of them durable. What is not
+//! synced lies in one segment at any time, behind the last durable record: a full segment is synced before the next one
+//! is put to use, so that a segment's first LSN goes on saying that all below is durable. And it is kept in memory (the
+//! tail), as it stands in the file: after a sync that failed, the kernel takes the pages for written, another sync of
+//! them would succeed and prove nothing. So the tail goes from memory into a new segment, which is not in force before
+//! all of it is durable there; until then the old one still has what it has.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -143,6 +151,8 @@ pub const Segment = struct {
     last_lsn: std.atomic.Value(u64) = .init(0),
     sealed_lsn: u64 = 0,
     file: ?File = null,
+    /// Worker: the same file through the page cache, for what is not written durably.
+    cached_file: ?File = null,
     name_buffer: [storage_module.name_bytes_max]u8 = undefined,
     name_length: u8 = 0,
 
@@ -231,6 +241,15 @@ pub const Log = struct {
     arena: std.heap.ArenaAllocator,
 
     durable_lsn: std.atomic.Value(u64),
+    /// Records up to here are written; those above durable_lsn are not synced. Starting or worker thread.
+    logged_lsn: u64,
+    /// What stands in `current` (or `broken`) above durable_lsn: its groups, side by side, in memory that the worker has
+    /// lent. Worker.
+    tail: []align(wal.block_size) u8,
+    tail_bytes: usize,
+    /// A sync of it failed, or a write behind what was not synced: it is not touched any more, and given up once its tail
+    /// is durable elsewhere. Worker.
+    broken: ?*Segment,
     bytes_held: std.atomic.Value(u64),
     epoch: std.atomic.Value(u64),
 
@@ -294,6 +313,10 @@ pub const Log = struct {
             .explanation = .{},
             .arena = .init(allocator),
             .durable_lsn = .init(0),
+            .logged_lsn = 0,
+            .tail = &.{},
+            .tail_bytes = 0,
+            .broken = null,
             .bytes_held = .init(0),
             .epoch = .init(0),
             .current = .init(null),
@@ -358,7 +381,14 @@ pub const Log = struct {
 
     /// The LSN that the next group's first record gets.
     pub fn nextLsn(log: *const Log) u64 {
-        return log.durableLsn() + 1;
+        return log.logged_lsn + 1;
+    }
+
+    /// Starting thread: where the log goes on.
+    pub fn startBehind(log: *Log, lsn: u64) void {
+        assert(log.stage != .recovered);
+        log.logged_lsn = lsn;
+        log.durable_lsn.store(lsn, .release);
     }
 
     /// All records up to this one are on stable storage. Any thread.
@@ -388,33 +418,195 @@ pub const Log = struct {
     }
 
     /// Worker thread. One contiguous durable write; no allocation and no other call but where a segment is full and
-    /// none is prepared. On success every record of the group is on stable storage, and durableLsn is its last.
+    /// none is prepared. On success every record of the group is on stable storage, and durableLsn is its last. Only
+    /// where all that was written before is durable.
     ///
     /// A failed write is never repeated on the same blocks: the segment is given up, sealed at the last durable LSN,
     /// and the group goes to a new one. If that fails too the error is returned; then none of the group's records
     /// counts. The same group may be committed again later, unchanged (which is the probe whether the fault has
     /// ended), or a new one be begun in its place.
     pub fn commit(log: *Log, group: *Group) CommitError!void {
-        assert(log.stage != .opened);
-        assert(group.log == log);
-        assert(group.first_lsn == log.nextLsn());
-        if (group.isEmpty()) return;
-        const bytes = group.commitBytes();
-        assert(bytes <= log.groupBytesMax());
-
-        if (log.current.load(.monotonic)) |segment| {
-            if (!log.makeRoom(segment, bytes)) log.retire(segment);
-        }
-        const segment = log.current.load(.monotonic) orelse
-            try log.putToUse(bytes, if (log.stage == .recovering) .beyond_limit else .within_limit);
-        log.writeGroup(segment, group) catch {
+        assert(!log.hasUnsynced() and log.broken == null);
+        const bytes = log.checkGroup(group);
+        if (bytes == 0) return;
+        const segment = try log.segmentFor(bytes);
+        log.writeGroup(segment, group, .durable) catch {
             log.giveUp(segment);
             const other = try log.putToUse(bytes, .beyond_limit);
-            log.writeGroup(other, group) catch |err| {
+            log.writeGroup(other, group, .durable) catch |err| {
                 log.giveUp(other);
                 return err;
             };
         };
+    }
+
+    /// Records are written that are not durable. Worker thread.
+    pub fn hasUnsynced(log: *const Log) bool {
+        assert((log.tail_bytes > 0) == (log.logged_lsn > log.durableLsn()));
+        return log.tail_bytes > 0;
+    }
+
+    /// Worker thread. Memory to keep in what is not synced; the log's until `takeTailBack`.
+    pub fn lendTail(log: *Log, memory: []align(wal.block_size) u8) void {
+        assert(log.tail.len == 0 and log.tail_bytes == 0);
+        assert(memory.len > 0 and memory.len % wal.block_size == 0);
+        log.tail = memory;
+    }
+
+    /// Worker thread. The memory that was lent, once everything is synced; null: none.
+    pub fn takeTailBack(log: *Log) ?[]align(wal.block_size) u8 {
+        assert(!log.hasUnsynced());
+        if (log.tail.len == 0) return null;
+        defer log.tail = &.{};
+        return log.tail;
+    }
+
+    /// Worker thread. Room for groups that are not synced; 0 where no memory is lent.
+    pub fn tailRoom(log: *const Log) usize {
+        return log.tail.len - log.tail_bytes;
+    }
+
+    /// Worker thread. As `commit`, but the records are only logged on success, until the next `sync`; `tailRoom` must
+    /// have room for them. May sync what was written before (a full segment, a failed write); after an error that is
+    /// as it was, and none of the group's records counts.
+    pub fn write(log: *Log, group: *Group) CommitError!void {
+        assert(log.stage == .recovered);
+        const bytes = log.checkGroup(group);
+        if (bytes == 0) return;
+        assert(bytes <= log.tailRoom());
+        if (log.broken != null) return log.rescue(group);
+        if (log.current.load(.monotonic)) |segment| {
+            if (!log.makeRoom(segment, bytes)) try log.sync();
+        }
+        const segment = try log.segmentFor(bytes);
+        log.writeGroup(segment, group, .plain) catch {
+            log.breakOff(segment);
+            return log.rescue(group);
+        };
+    }
+
+    /// Worker thread. All records that were written are on stable storage when it returns. A failed sync is never
+    /// repeated: what was not durable goes from memory into a new segment. If that fails too the error is returned, and
+    /// nothing is lost yet: the next call tries another segment.
+    pub fn sync(log: *Log) CommitError!void {
+        if (!log.hasUnsynced()) return;
+        if (log.broken == null) {
+            const segment = log.current.load(.monotonic).?;
+            const file = segment.cached_file orelse segment.file.?;
+            if (reader_module.mutants.sync_skipped) return log.becameDurable(segment);
+            if (log.storage.sync(file)) {
+                return log.becameDurable(segment);
+            } else |_| {
+                if (reader_module.mutants.sync_repeated) {
+                    if (log.storage.sync(file)) return log.becameDurable(segment) else |_| {}
+                }
+                log.breakOff(segment);
+            }
+        }
+        return log.rescue(null);
+    }
+
+    /// The tail, and the group behind it, durably into a new segment. That one's header goes last: from then on the
+    /// records count there and not any more where they lie now.
+    fn rescue(log: *Log, behind: ?*Group) CommitError!void {
+        assert(log.current.load(.monotonic) == null);
+        const broken = log.broken.?;
+        const kept_bytes = log.tail_bytes;
+        // Nobody was told of any record above the last durable one: there is nothing to be kept in it.
+        errdefer if (kept_bytes == 0) log.giveUpBroken();
+        const bytes = kept_bytes + if (behind) |group| group.commitBytes() else 0;
+        assert(bytes > 0 and bytes <= log.tail.len); // tail and group had room in the broken one
+        const segment = try log.putToUse(bytes, .beyond_limit);
+        errdefer log.giveUp(segment);
+        assert(segment.epoch > broken.epoch);
+        if (behind) |group| {
+            group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
+            @memcpy(log.tail[kept_bytes..bytes], group.commitMemory());
+        }
+        const memory = log.tail[0..bytes];
+        var records = group_module.Written{ .memory = memory };
+        while (records.next(segment.id)) |header| segment.noteRing(header.ring_uuid, header.position);
+        if (!log.makeRoom(segment, bytes)) return error.InputOutput;
+        segment.written_end.store(segment.write_offset + bytes, .monotonic);
+        if (reader_module.mutants.in_force_first) try log.putInForce(segment);
+        try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
+        if (!reader_module.mutants.in_force_first) try log.putInForce(segment);
+        segment.write_offset += bytes;
+        if (behind) |group| log.logged_lsn = group.lastLsn();
+        log.becameDurable(segment);
+        log.giveUpBroken();
+    }
+
+    fn becameDurable(log: *Log, segment: *Segment) void {
+        segment.last_lsn.store(log.logged_lsn, .monotonic);
+        log.durable_lsn.store(log.logged_lsn, .release);
+        log.tail_bytes = 0;
+    }
+
+    fn breakOff(log: *Log, segment: *Segment) void {
+        assert(log.broken == null);
+        log.current.store(null, .release);
+        log.broken = segment;
+    }
+
+    fn giveUpBroken(log: *Log) void {
+        log.giveUp(log.broken.?);
+        log.broken = null;
+    }
+
+    /// The commit's bytes; 0: there is nothing in it.
+    fn checkGroup(log: *const Log, group: *const Group) u32 {
+        assert(log.stage != .opened);
+        assert(group.log == log);
+        assert(group.first_lsn == log.nextLsn());
+        if (group.isEmpty()) return 0;
+        assert(group.commitBytes() <= log.groupBytesMax());
+        return group.commitBytes();
+    }
+
+    /// The current segment where it has room, else the next one. What is in the current one must be durable then.
+    fn segmentFor(log: *Log, bytes: u64) CommitError!*Segment {
+        if (log.current.load(.monotonic)) |segment| {
+            if (log.makeRoom(segment, bytes)) return segment;
+            assert(!log.hasUnsynced());
+            log.retire(segment);
+        }
+        return log.putToUse(bytes, .within_limit);
+    }
+
+    /// Starting thread, in a recovery: a group durably into a segment that is not in force before `finishMove`, so
+    /// that its records go on counting where they lie until all of them are here. `total_bytes`: of all that will be
+    /// moved.
+    pub fn moveGroup(log: *Log, group: *Group, total_bytes: u64) CommitError!void {
+        assert(log.stage == .recovering);
+        assert(group.first_lsn == log.nextLsn());
+        const bytes = group.commitBytes();
+        const segment = log.current.load(.monotonic) orelse try log.putToUse(total_bytes, .beyond_limit);
+        if (!log.makeRoom(segment, bytes)) return error.InputOutput;
+        group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
+        segment.written_end.store(segment.write_offset + bytes, .monotonic);
+        try log.storage.write(segment.file.?, &.{group.commitMemory()}, segment.write_offset, true);
+        log.wrote(segment, group);
+    }
+
+    pub fn finishMove(log: *Log) CommitError!void {
+        const segment = log.current.load(.monotonic).?;
+        try log.putInForce(segment);
+        log.becameDurable(segment);
+    }
+
+    /// What was moved stays where it was.
+    pub fn abandonMove(log: *Log) void {
+        if (log.current.load(.monotonic)) |segment| log.giveUp(segment);
+        log.logged_lsn = log.durableLsn();
+    }
+
+    /// Its records lie in it, durable: from here on they count here alone.
+    fn putInForce(log: *Log, segment: *Segment) storage_module.Error!void {
+        assert(segment.header_pending);
+        log.fillHeader(log.header_block, segment);
+        try log.storage.write(segment.file.?, &.{log.header_block}, 0, true);
+        segment.header_pending = false;
     }
 
     /// Room for a commit in the current segment, zero-written; false where it is full, or cannot be zero-written.
@@ -444,44 +636,60 @@ pub const Log = struct {
         segment.zeroed_bytes.store(start + count, .release);
     }
 
-    fn writeGroup(log: *Log, segment: *Segment, group: *Group) storage_module.Error!void {
-        const memory = group.commitMemory();
-        const end = segment.write_offset + memory.len;
-        assert(end <= segment.groupsEnd());
-        assert(end <= segment.zeroed_bytes.load(.monotonic));
+    const How = enum { durable, plain };
+
+    fn writeGroup(log: *Log, segment: *Segment, group: *Group, how: How) storage_module.Error!void {
+        assert(log.stage == .recovered);
+        const bytes = group.commitBytes();
+        // A segment that was just put to use may not be zero-written to here: preparing it was cut short.
+        if (!log.makeRoom(segment, bytes)) return error.InputOutput;
         assert(segment.write_offset % wal.block_size == 0);
         group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
-        segment.written_end.store(end, .monotonic);
+        const memory = group.commitMemory();
+        segment.written_end.store(segment.write_offset + bytes, .monotonic);
+        const file = if (how == .durable) segment.file.? else log.cachedFile(segment);
         if (segment.header_pending) {
             assert(segment.write_offset == wal.block_size);
             log.fillHeader(log.header_block, segment);
-            if (log.stage == .recovered) {
-                // Header and first group lie side by side: one write, and whoever finds the one without the other
-                // finds nothing that was acknowledged.
-                try log.storage.write(segment.file.?, &.{ log.header_block, memory }, 0, true);
-            } else {
-                // The header voids these records where they lie in the segment before, and they may have been
-                // acknowledged there: not before they are here.
-                try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
-                try log.storage.write(segment.file.?, &.{log.header_block}, 0, true);
-            }
+            // Header and first group lie side by side: one write, and whoever finds the one without the other
+            // finds nothing that was acknowledged.
+            try log.storage.write(file, &.{ log.header_block, memory }, 0, how == .durable);
             segment.header_pending = false;
         } else {
-            try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
+            try log.storage.write(file, &.{memory}, segment.write_offset, how == .durable);
         }
-        segment.write_offset = end;
-        var records = group.records();
-        while (records.next()) |slot| segment.noteRing(slot.header.ring_uuid, slot.header.position);
-        segment.last_lsn.store(group.lastLsn(), .monotonic);
-        log.durable_lsn.store(group.lastLsn(), .release);
+        log.wrote(segment, group);
+        if (how == .durable) return log.becameDurable(segment);
+        @memcpy(log.tail[log.tail_bytes..][0..memory.len], memory);
+        log.tail_bytes += memory.len;
     }
 
-    /// Makes the prepared segment, or a fresh one with room for a commit of `bytes`, the current one.
+    fn wrote(log: *Log, segment: *Segment, group: *const Group) void {
+        segment.write_offset += group.commitBytes();
+        var records = group.records();
+        while (records.next()) |slot| segment.noteRing(slot.header.ring_uuid, slot.header.position);
+        log.logged_lsn = group.lastLsn();
+    }
+
+    /// Through the page cache a small write costs a tenth of what it costs around it, and the groups between two syncs
+    /// become one write of the disk.
+    fn cachedFile(log: *Log, segment: *Segment) File {
+        if (!log.direct) return segment.file.?;
+        if (segment.cached_file == null) segment.cached_file = log.storage.open(log.directory, segment.name(), false) catch null;
+        return segment.cached_file orelse segment.file.?; // no descriptor to be had: around the cache, then
+    }
+
+    /// Makes the prepared segment, or a fresh one, with room for `bytes` of groups, the current one. That it is
+    /// zero-written as far as it is needed is for the caller to see to.
     fn putToUse(log: *Log, bytes: u64, limit: Limit) CommitError!*Segment {
-        const segment = log.spare.swap(null, .acquire) orelse
-            try log.createSegment(@max(log.options.zero_bytes, wal.block_size + bytes), limit);
-        assert(segment.zeroed_bytes.load(.monotonic) >= segment.write_offset + bytes);
-        segment.first_lsn = log.nextLsn();
+        assert(!log.hasUnsynced() or log.broken != null);
+        // What an earlier life has left to be moved may be more than one of today's segments holds.
+        const size_bytes = @max(log.options.segment_bytes, bytes + 2 * wal.block_size);
+        const prepared = if (size_bytes == log.options.segment_bytes) log.spare.swap(null, .acquire) else null;
+        const segment = prepared orelse
+            try log.createSegment(size_bytes, @max(log.options.zero_bytes, wal.block_size + bytes), limit);
+        assert(bytes <= segment.groupsEnd() - segment.write_offset);
+        segment.first_lsn = log.durableLsn() + 1;
         segment.last_lsn.store(segment.first_lsn - 1, .monotonic);
         segment.epoch = log.epoch.fetchAdd(1, .monotonic) + 1;
         segment.predecessor_id = log.newest_id;
@@ -498,8 +706,10 @@ pub const Log = struct {
     }
 
     fn retire(log: *Log, segment: *Segment) void {
-        assert(log.current.load(.monotonic) == segment);
-        log.current.store(null, .release);
+        assert(log.current.load(.monotonic) == segment or log.broken == segment);
+        if (log.current.load(.monotonic) == segment) log.current.store(null, .release);
+        if (segment.cached_file) |file| log.storage.close(file);
+        segment.cached_file = null;
         segment.retired.store(true, .release);
     }
 
@@ -542,8 +752,7 @@ pub const Log = struct {
 
     /// A segment that is ready for use, its first part zero-written, all of it reserved, and its name durable.
     /// Worker or maintenance.
-    fn createSegment(log: *Log, zeroed_bytes: u64, limit: Limit) CommitError!*Segment {
-        const size_bytes = log.options.segment_bytes;
+    fn createSegment(log: *Log, size_bytes: u64, zeroed_bytes: u64, limit: Limit) CommitError!*Segment {
         const held = log.bytes_held.fetchAdd(size_bytes, .monotonic);
         errdefer _ = log.bytes_held.fetchSub(size_bytes, .monotonic);
         if (limit == .within_limit and held + size_bytes > log.options.log_bytes_max) return error.LogFull;
@@ -637,7 +846,7 @@ pub const Log = struct {
             if (log.zeroing_wanted.swap(false, .acquire)) log.zeroRest(segment) catch {};
         }
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
-            const prepared = log.reserve orelse try log.createSegment(std.math.maxInt(u64), .within_limit);
+            const prepared = log.reserve orelse try log.createSegment(log.options.segment_bytes, std.math.maxInt(u64), .within_limit);
             log.reserve = null;
             const before = log.spare.swap(prepared, .release);
             assert(before == null);
@@ -717,6 +926,7 @@ pub const Log = struct {
 
     /// Closes and frees; the file stays as it is.
     pub fn freeSegment(log: *Log, segment: *Segment) void {
+        if (segment.cached_file) |file| log.storage.close(file);
         if (segment.file) |file| log.storage.close(file);
         log.allocator.destroy(segment);
     }

@@ -29,10 +29,22 @@ pub const mutants = if (builtin.is_test) struct {
     pub var nothing_voided: bool = false;
     /// What was not known to be durable is synced where it lies, instead of being committed anew.
     pub var tail_only_synced: bool = false;
+    /// What was only written is taken for durable.
+    pub var sync_skipped: bool = false;
+    /// A sync that failed is tried again, and believed.
+    pub var sync_repeated: bool = false;
+    /// The segment that takes records over says so before it has them.
+    pub var in_force_first: bool = false;
+    /// What is good behind a hole in what was not synced is delivered.
+    pub var holes_ignored: bool = false;
 } else struct {
     pub const payload_checksum_unchecked = false;
     pub const nothing_voided = false;
     pub const tail_only_synced = false;
+    pub const sync_skipped = false;
+    pub const sync_repeated = false;
+    pub const in_force_first = false;
+    pub const holes_ignored = false;
 };
 
 /// What a segment's first or last block holds.

@@ -7,7 +7,9 @@
 //! What is missing. Everything that says "durable up to here" is believed: the checkpoint, every group's header,
 //! each segment's first LSN, each seal. A gap at or below that is a loss: the blocks that should hold it are copied
 //! to the quarantine, a receipt names the exact LSNs, and what is good beyond is delivered. A gap above it is where
-//! a commit was cut short: nothing beyond is delivered, since nobody was told that it is durable.
+//! a commit was cut short, or where the power went before several groups were synced, of which the disk may have kept
+//! any: the log ends there. Good records behind it are not delivered. Nobody was told that they are durable, and they
+//! were made on top of the ones that are lost: what a program wrote comes back up to some point, never with a hole.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -397,7 +399,7 @@ pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
 
     const next_lsn = @max(log.recovery.last_lsn, walk.durable_lsn) + 1;
     assert(next_lsn - 1 >= log.durableLsn());
-    log.durable_lsn.store(next_lsn - 1, .release);
+    log.startBehind(next_lsn - 1);
     var next = log.segments;
     while (next) |segment| : (next = segment.next) {
         if (segment == log.current.load(.monotonic)) continue;
@@ -479,73 +481,32 @@ const Walk = struct {
             // Mostly zeros lie behind; they need not be read again.
             segment.scanned_end = opened.reader.position;
         }
-        log.durable_lsn.store(walk.durable_lsn, .release);
+        log.startBehind(walk.durable_lsn);
     }
 
-    /// Records above what is known to be durable: the daemon was stopped in their commit, or the commit failed. They
-    /// may lie in a cache, or in pages that the kernel has given up writing: syncing them proves nothing, so they are
-    /// committed anew, before anybody hears of them.
+    /// Records above what is known to be durable: the daemon was stopped before it had synced them, or in their commit,
+    /// or the commit failed. They may lie in a cache, or in pages that the kernel has given up writing: syncing them
+    /// proves nothing, so they are written anew, before anybody hears of them. They count where they lie until all of
+    /// them are durable in the new place.
     fn rewriteTail(walk: *Walk) log_module.RecoverError!void {
         const log = walk.log;
-        const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), @min(log.groupBytesMax(), wal.group_bytes_max));
+        const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), wal.group_bytes_max);
         defer log.allocator.free(memory);
-        var group = Group.init(memory);
-        group.begin(log);
-        walk.expected = walk.durable_lsn + 1;
-        var tail_segment: ?*Segment = null;
-        var next = log.segments;
-        scan: while (next) |segment| : (next = segment.next) {
-            const upper = upperLsn(segment);
-            if (upper < walk.expected) continue;
-            var opened = try walk.open(segment) orelse continue;
-            defer if (opened.close) log.storage.close(opened.reader.file);
-            while (try walk.nextGroup(&opened.reader, segment)) |found| {
-                if (found.lastLsn() < walk.expected) continue;
-                var records = try opened.reader.records(found);
-                while (records.next()) |item| switch (item) {
-                    .bad => |bad| if (bad.last_lsn >= walk.expected) break :scan,
-                    .good => |good| {
-                        if (good.header.lsn < walk.expected) continue;
-                        if (good.header.lsn != walk.expected or good.header.lsn > upper) break :scan;
-                        tail_segment = segment;
-                        // It was one commit of at most this size; a smaller segment size was configured since.
-                        const slot = group.append(fieldsOf(good.header)) orelse break :scan;
-                        @memcpy(slot.payload, good.payload);
-                        walk.expected += 1;
-                    },
-                };
-            }
-        }
-        if (group.isEmpty()) return;
-        const tail = tail_segment.?;
         if (reader_module.mutants.tail_only_synced) {
-            const opened = try walk.open(tail) orelse return;
+            const tail = try walk.findTail() orelse return;
+            const opened = try walk.open(tail.segment) orelse return;
             defer if (opened.close) log.storage.close(opened.reader.file);
             return log.storage.sync(opened.reader.file);
         }
-        log.commit(&group) catch |err| {
-            // Where a write has failed, a segment that was put to use voids the tail where it lies now, and where the
-            // page cache stands between, syncing proves nothing. With neither, there is just no room.
-            const may_sync = log.added.load(.monotonic) == null and log.direct and switch (err) {
-                error.NoSpace, error.QuotaExceeded => true,
-                else => false,
+        const moved = walk.moveTail(memory) catch |first_error| moved: {
+            log.abandonMove();
+            // Once more, somewhere else, before the start is refused.
+            break :moved walk.moveTail(memory) catch |err| {
+                log.abandonMove();
+                return walk.syncTail(first_error, err);
             };
-            if (!may_sync) {
-                log.explain("cannot write to {s}: {s}. The last records, up to {d} bytes, must be written anew before anything else: free space for a segment of {d} bytes, or mend the disk, and start again", .{ log.path, @errorName(err), group.commitBytes(), log.options.segment_bytes });
-                return switch (err) {
-                    error.LogFull => unreachable, // recovery goes beyond the limit
-                    else => |storage_err| storage_err,
-                };
-            }
-            note(log, tail.name(), "records {d} to {d} were synced where they lie: {s} for another segment", .{ group.first_lsn, group.lastLsn(), @errorName(err) });
-            const opened = try walk.open(tail) orelse return;
-            defer if (opened.close) log.storage.close(opened.reader.file);
-            log.storage.sync(opened.reader.file) catch |sync_err| {
-                log.explain("cannot sync {s}/{s}: {s}. Mend the disk, and start again", .{ log.path, tail.name(), @errorName(sync_err) });
-                return sync_err;
-            };
-            return;
         };
+        if (!moved) return;
         // Said in the checkpoint too: a daemon that is started again and again does this once, not each time.
         log.writeCheckpoint(log.applied_lsn) catch |err| {
             log.explain("cannot write {s}/{s}: {s}. Mend the disk, and start again", .{ log.path, log_module.checkpoint_name, @errorName(err) });
@@ -555,6 +516,144 @@ const Walk = struct {
         log.takeAdded();
         const current = log.current.load(.monotonic).?;
         current.scanned_end = current.write_offset;
+    }
+
+    /// `bytes`: of its groups, in whole blocks.
+    const Tail = struct { segment: *Segment, first_lsn: u64, last_lsn: u64, bytes: u64 };
+
+    /// The records behind the last durable one, as far as they follow one another.
+    const TailReader = struct {
+        walk: *Walk,
+        expected: u64,
+        next_segment: ?*Segment,
+        segment: *Segment = undefined,
+        upper: u64 = 0,
+        opened: ?Opened = null,
+        found: ?reader_module.FoundGroup = null,
+        records: reader_module.RecordIterator = undefined,
+
+        const Item = struct { header: *const wal.RecordHeader, payload: []const u8, group: u64 };
+
+        fn init(walk: *Walk) TailReader {
+            return .{ .walk = walk, .expected = walk.durable_lsn + 1, .next_segment = walk.log.segments };
+        }
+
+        fn deinit(tail: *TailReader) void {
+            tail.closeSegment();
+        }
+
+        fn closeSegment(tail: *TailReader) void {
+            if (tail.opened) |opened| if (opened.close) tail.walk.log.storage.close(opened.reader.file);
+            tail.opened = null;
+            tail.found = null;
+        }
+
+        /// Valid until the next call. null: the tail ends here.
+        fn next(tail: *TailReader) log_module.RecoverError!?Item {
+            while (true) {
+                if (tail.found) |found| {
+                    while (tail.records.next()) |item| switch (item) {
+                        .bad => |bad| if (bad.last_lsn >= tail.expected) return null,
+                        .good => |good| {
+                            if (good.header.lsn < tail.expected) continue;
+                            if (good.header.lsn != tail.expected or good.header.lsn > tail.upper) return null;
+                            tail.expected += 1;
+                            return .{ .header = good.header, .payload = good.payload, .group = found.header.first_lsn };
+                        },
+                    };
+                    tail.found = null;
+                }
+                if (tail.opened) |*opened| {
+                    if (try tail.walk.nextGroup(&opened.reader, tail.segment)) |found| {
+                        if (found.lastLsn() < tail.expected) continue;
+                        tail.records = try opened.reader.records(found);
+                        tail.found = found;
+                        continue;
+                    }
+                    tail.closeSegment();
+                }
+                tail.segment = tail.next_segment orelse return null;
+                tail.next_segment = tail.segment.next;
+                tail.upper = upperLsn(tail.segment);
+                if (tail.upper < tail.expected) continue;
+                tail.opened = try tail.walk.open(tail.segment);
+            }
+        }
+    };
+
+    fn findTail(walk: *Walk) log_module.RecoverError!?Tail {
+        var reader = TailReader.init(walk);
+        defer reader.deinit();
+        var tail: ?Tail = null;
+        var group_lsn: u64 = 0;
+        while (try reader.next()) |item| {
+            if (tail == null) tail = .{ .segment = reader.segment, .first_lsn = item.header.lsn, .last_lsn = 0, .bytes = 0 };
+            tail.?.last_lsn = item.header.lsn;
+            if (item.group != group_lsn) tail.?.bytes += reader.found.?.paddedBytes();
+            group_lsn = item.group;
+        }
+        return tail;
+    }
+
+    /// Into a segment of its own, group by group. false: there is no tail.
+    fn moveTail(walk: *Walk, memory: []align(wal.block_size) u8) log_module.RecoverError!bool {
+        const log = walk.log;
+        const tail = try walk.findTail() orelse return false;
+        var reader = TailReader.init(walk);
+        defer reader.deinit();
+        var group = Group.init(memory);
+        var group_lsn: u64 = 0;
+        while (try reader.next()) |item| {
+            if (item.group != group_lsn) {
+                if (group_lsn != 0) try walk.moveGroup(&group, tail.bytes);
+                group_lsn = item.group;
+                group.begin(log);
+                // It had room in its segment; smaller ones may have been configured since.
+                group.capacity_bytes = @intCast(memory.len);
+            }
+            const slot = group.append(fieldsOf(item.header)).?; // it was a group of at most this size
+            assert(slot.lsn == item.header.lsn);
+            @memcpy(slot.payload, item.payload);
+        }
+        assert(group.lastLsn() == tail.last_lsn);
+        try walk.moveGroup(&group, tail.bytes);
+        log.finishMove() catch |err| return storageError(err);
+        return true;
+    }
+
+    fn moveGroup(walk: *Walk, group: *Group, total_bytes: u64) Error!void {
+        walk.log.moveGroup(group, total_bytes) catch |err| return storageError(err);
+    }
+
+    fn storageError(err: log_module.CommitError) Error {
+        return switch (err) {
+            error.LogFull => unreachable, // recovery goes beyond the limit
+            else => |other| other,
+        };
+    }
+
+    /// The tail could not be moved. Where a write has failed, a segment that was put to use may void the tail where it
+    /// lies now, and where the page cache stands between, syncing proves nothing. With neither, there is just no room.
+    fn syncTail(walk: *Walk, first_error: log_module.RecoverError, last_error: log_module.RecoverError) log_module.RecoverError!void {
+        const log = walk.log;
+        if (last_error == error.OutOfMemory or last_error == error.VisitorStopped) return last_error;
+        const tail = try walk.findTail() orelse return last_error;
+        const may_sync = log.added.load(.monotonic) == null and log.direct and isFull(first_error) and isFull(last_error);
+        if (!may_sync) {
+            log.explain("cannot write to {s}: {s}. The last records, {d} to {d}, must be written anew before anything else: free space for a segment of {d} bytes, or mend the disk, and start again", .{ log.path, @errorName(last_error), tail.first_lsn, tail.last_lsn, @max(log.options.segment_bytes, tail.bytes + 2 * wal.block_size) });
+            return last_error;
+        }
+        note(log, tail.segment.name(), "records {d} to {d} were synced where they lie: {s} for another segment", .{ tail.first_lsn, tail.last_lsn, @errorName(last_error) });
+        const opened = try walk.open(tail.segment) orelse return;
+        defer if (opened.close) log.storage.close(opened.reader.file);
+        log.storage.sync(opened.reader.file) catch |sync_err| {
+            log.explain("cannot sync {s}/{s}: {s}. Mend the disk, and start again", .{ log.path, tail.segment.name(), @errorName(sync_err) });
+            return sync_err;
+        };
+    }
+
+    fn isFull(err: log_module.RecoverError) bool {
+        return err == error.NoSpace or err == error.QuotaExceeded;
     }
 
     fn nextGroup(walk: *Walk, reader: *SegmentReader, segment: *Segment) Error!?reader_module.FoundGroup {
@@ -663,6 +762,10 @@ const Walk = struct {
             if (pass == .survey) for (walk.suspects.items) |item| try walk.copyAside(item.segment, item.range);
         }
         walk.suspects.clearRetainingCapacity();
+        if (reader_module.mutants.holes_ignored) {
+            walk.expected = last_lsn + 1;
+            return true;
+        }
         return lost_to == last_lsn;
     }
 
