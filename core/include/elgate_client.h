@@ -18,7 +18,8 @@
 /* Not an errno: errnos end at 4095. */
 #define ELGATE_NATIVE -4096
 
-/* Acknowledgement levels of elgate_wait. */
+/* Acknowledgement levels of elgate_wait and elgate_level: in shared memory (survives this process, and the daemon); in the
+ * log, perhaps not synced (the same); synced (survives a power cut); in the file, where every process can read it. */
 #define ELGATE_ACCEPTED 0
 #define ELGATE_LOGGED 1
 #define ELGATE_DURABLE 2
@@ -103,9 +104,15 @@ int elgate_go_native(int fd, int reason);
 
 /* Explicit appends: as write with O_APPEND, but returns at once with a ticket to wait on. `fd` must be routed. */
 int elgate_append(int fd, const void *buffer, size_t length_bytes, uint64_t *ticket);
-/* Waits until the operation behind `ticket` has reached `level`; timeout_ms < 0: the process's limit.
+/* Waits until the operation behind `ticket` has reached `level`; timeout_ms < 0: the process's limit. Whoever waits for
+ * ELGATE_DURABLE on a route that syncs late (flush: interval, none) asks for a sync at once. There a record may be in its
+ * file before it is durable: waiting for ELGATE_APPLIED waits for that alone.
  * 0 reached, -ETIMEDOUT, or the file's error. */
 int elgate_wait(int fd, uint64_t ticket, int level, int64_t timeout_ms);
+/* The highest level that the operation has reached together with all below it, without waiting, and without asking for
+ * anything; -errno where that cannot be known any more. What is in its file and not durable yet is at ELGATE_LOGGED;
+ * what its file has refused is at ELGATE_DURABLE. */
+int elgate_level(int fd, uint64_t ticket);
 
 /* Around fork(2): before, in the parent (drains); after, in the child (forgets the parent's session; routed
  * descriptors attach anew on their first use). */

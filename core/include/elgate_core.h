@@ -10,10 +10,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ELGATE_FLUSH_GROUP 0
-#define ELGATE_FLUSH_ALWAYS 1
-#define ELGATE_FLUSH_INTERVAL 2
-#define ELGATE_FLUSH_NONE 3
+/* When records become durable that nobody waits for. fsync, O_SYNC and elgate_wait(ELGATE_DURABLE) are durable in every
+ * mode, and ask at once. */
+#define ELGATE_FLUSH_GROUP 0    /* with the write of their group */
+#define ELGATE_FLUSH_ALWAYS 1   /* the same, and every write waits for it */
+#define ELGATE_FLUSH_INTERVAL 2 /* flush_interval_ms after the oldest of them was logged */
+#define ELGATE_FLUSH_NONE 3     /* when a checkpoint is due */
+#define ELGATE_FLUSH_INTERVAL_MS_MAX 60000
 
 #define ELGATE_VISIBILITY_DEFERRED 0
 #define ELGATE_VISIBILITY_IMMEDIATE 1
@@ -31,7 +34,7 @@ struct elgate_route_config {
     const char *name;                /* 1..64 of [a-z0-9_-]; names the log directory */
     const char *pattern;             /* absolute glob */
     uint32_t flush;
-    uint32_t flush_interval_ms;      /* ELGATE_FLUSH_INTERVAL only */
+    uint32_t flush_interval_ms;      /* 1..ELGATE_FLUSH_INTERVAL_MS_MAX; 0 in the other modes */
     uint32_t visibility;
     uint32_t on_full;
     uint64_t segment_bytes;          /* a multiple of 1 MiB */

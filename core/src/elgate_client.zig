@@ -126,6 +126,10 @@ pub export fn elgate_wait(fd: c_int, ticket: u64, level: c_int, timeout_ms: i64)
     return files.awaitTicket(fd, ticket, @enumFromInt(level), timeout_ms);
 }
 
+pub export fn elgate_level(fd: c_int, ticket: u64) c_int {
+    return files.levelOf(fd, ticket);
+}
+
 pub export fn elgate_before_fork() c_int {
     return files.drainAll();
 }

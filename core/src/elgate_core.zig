@@ -47,6 +47,7 @@ pub const flush_group: u32 = 0;
 pub const flush_always: u32 = 1;
 pub const flush_interval: u32 = 2;
 pub const flush_none: u32 = 3;
+pub const flush_interval_ms_max: u32 = 60_000;
 
 pub const visibility_immediate: u32 = 1;
 pub const on_full_error: u32 = 1;
@@ -71,7 +72,9 @@ fn convertRoutes(given: ?[*]const RouteConfig, count: u32, failure: *Failure) er
     errdefer allocator.free(settings);
     for (settings, 0..) |*one, i| {
         const route = given.?[i];
-        if (route.flush != flush_group and route.flush != flush_always) return failure.set(EINVAL, "route {s}: flush mode {d} is not served by this version; use group or always", .{ route.name, route.flush });
+        if (route.flush > flush_none) return failure.set(EINVAL, "route {s}: {d} is not a flush mode", .{ route.name, route.flush });
+        const interval_allowed = if (route.flush == flush_interval) route.flush_interval_ms > 0 and route.flush_interval_ms <= flush_interval_ms_max else route.flush_interval_ms == 0;
+        if (!interval_allowed) return failure.set(EINVAL, "route {s}: flush_interval_ms is {d}; it must be from 1 to {d} for ELGATE_FLUSH_INTERVAL, and 0 else", .{ route.name, route.flush_interval_ms, flush_interval_ms_max });
         if (route.segment_bytes == 0 or route.segment_bytes % (1 << 20) != 0) return failure.set(EINVAL, "route {s}: segment_size must be a multiple of 1 MiB, not {d} bytes", .{ route.name, route.segment_bytes });
         one.* = .{
             .name = std.mem.span(route.name),
@@ -80,6 +83,12 @@ fn convertRoutes(given: ?[*]const RouteConfig, count: u32, failure: *Failure) er
                 .flush_always = route.flush == flush_always,
                 .visibility_immediate = route.visibility == visibility_immediate,
                 .on_full_error = route.on_full == on_full_error,
+                .durable_when_asked = route.flush == flush_interval or route.flush == flush_none,
+            },
+            .flush = switch (route.flush) {
+                flush_interval => .everyNs(@as(u64, route.flush_interval_ms) * std.time.ns_per_ms),
+                flush_none => .when_asked,
+                else => .each_group,
             },
             .segment_bytes = route.segment_bytes,
             .log_bytes_max = route.log_bytes_max,

@@ -16,6 +16,7 @@ test "the constants are the header's" {
     try testing.expectEqual(c.ELGATE_FLUSH_ALWAYS, library.flush_always);
     try testing.expectEqual(c.ELGATE_FLUSH_INTERVAL, library.flush_interval);
     try testing.expectEqual(c.ELGATE_FLUSH_NONE, library.flush_none);
+    try testing.expectEqual(c.ELGATE_FLUSH_INTERVAL_MS_MAX, library.flush_interval_ms_max);
     try testing.expectEqual(c.ELGATE_VISIBILITY_IMMEDIATE, library.visibility_immediate);
     try testing.expectEqual(c.ELGATE_ON_FULL_ERROR, library.on_full_error);
     try testing.expectEqual(c.ELGATE_ENGINE_ALLOW_VOLATILE, library.flag_allow_volatile);

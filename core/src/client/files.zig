@@ -772,9 +772,13 @@ fn moveBack(fd: i32, bytes: usize) void {
     _ = linux.lseek(fd, -@as(i64, @intCast(bytes)), linux.SEEK.CUR);
 }
 
+fn flagsOf(file: *File) routes.Flags {
+    return @bitCast(@atomicLoad(u32, @as(*u32, @ptrCast(&file.flags)), .monotonic));
+}
+
 /// What the descriptor's flags and the route promise for when a write returns.
 fn awaitPromised(use: *Use, mode: descriptors.Mode, written: Ticket) i32 {
-    const flags: routes.Flags = @bitCast(@atomicLoad(u32, @as(*u32, @ptrCast(&use.file.flags)), .monotonic));
+    const flags = flagsOf(use.file);
     if (mode.synchronous) {
         const result = makeDurable(use, written);
         return if (result != 0) result else deferredError(use.file, .consume);
@@ -838,18 +842,26 @@ fn makeDurable(use: *Use, written: Ticket) i32 {
     var standing: Standing = undefined;
     const registered = standingOf(use, &standing);
     if (registered != 0) return registered;
-    if (written != Ticket.none and written.ordinal == standing.ring.ordinal and !standing.flags.durable_when_asked) {
+    if (written != Ticket.none and written.ordinal == standing.ring.ordinal and !mustAsk(standing.flags, standing.route)) {
         const view = session.positionsView().?;
         if (@atomicLoad(u32, &view.handle(standing.handle).file_handles, .seq_cst) == 1 and session.isCurrent(standing.sequence)) {
             const result = awaitPosition(use, written, both, system.monotonicNs() + wait.slice_ns);
             if (result != system.negative(.TIMEDOUT)) return result;
-            // Slow, or a route that waits to be asked: ask.
+            // Slow, or a route that waits to be asked since just now: ask.
         }
     }
     var barrier: Ticket = undefined;
     const sent = submit(use, &.{ .operation = .barrier }, &barrier);
     if (sent != 0) return sent;
     return awaitPosition(use, barrier, both, wait.no_deadline);
+}
+
+/// The route makes nothing durable at once by itself: by what the table of routes said when the file was opened, or by
+/// what the daemon says now (a reload may have changed it).
+fn mustAsk(flags: routes.Flags, route: u32) bool {
+    if (flags.durable_when_asked) return true;
+    const view = session.positionsView() orelse return true;
+    return @atomicLoad(u32, &view.route(route).durable_when_asked, .acquire) != 0;
 }
 
 fn isMarked(fd: i32) bool {
@@ -978,16 +990,51 @@ pub fn awaitTicket(fd: i32, ticket_bits: u64, level: Level, timeout_ms: i64) i32
     const limit_ns = if (timeout_ms < 0) session.reconnect_limit_ns else @as(u64, @intCast(timeout_ms)) *| std.time.ns_per_ms;
     const now_ns = system.monotonicNs();
     const deadline_ns = now_ns +| limit_ns;
-    const first = if (levels.durable) @min(deadline_ns, now_ns + wait.slice_ns) else deadline_ns;
+    const ask = levels.durable and mustAsk(flagsOf(use.file), @truncate(@atomicLoad(u64, &use.file.inode.registered, .acquire)));
+    // Where a route syncs by itself, 100 ms pass before somebody asks whether it still does.
+    const first = if (ask) now_ns else if (levels.durable) @min(deadline_ns, now_ns + wait.slice_ns) else deadline_ns;
     var result = awaitPosition(&use, ticket, levels, first);
-    if (result == system.negative(.TIMEDOUT) and first < deadline_ns) {
-        // A route that makes nothing durable by itself: ask for it.
+    if (result == system.negative(.TIMEDOUT) and (ask or first < deadline_ns)) {
         var barrier: Ticket = undefined;
         const sent = submit(&use, &.{ .operation = .barrier }, &barrier);
         if (sent != 0) return reported(use.file, sent);
         result = awaitPosition(&use, ticket, levels, deadline_ns);
     }
     return if (result != 0) reported(use.file, result) else deferredError(use.file, .consume);
+}
+
+/// The highest level that the operation behind `ticket` has reached together with all below it, by what is known without
+/// waiting; -errno.
+pub fn levelOf(fd: i32, ticket_bits: u64) i32 {
+    var use: Use = undefined;
+    const begun = use.begin(fd);
+    if (begun != 0) return begun;
+    defer use.end();
+    const ticket: Ticket = @bitCast(ticket_bits);
+    if (ticket == Ticket.none or ticket.reserved != 0) return system.negative(.INVAL);
+    if (use.isNative()) return @intFromEnum(Level.applied); // all was applied and synced before it became so
+    for (0..restarts_max) |_| {
+        const sequence = session.currentSequence();
+        const current = session.currentRing() orelse return system.negative(.IO);
+        if (current.ordinal != ticket.ordinal) return shown(ring_lost);
+        const registered = @atomicLoad(u64, &use.file.inode.registered, .acquire);
+        // What a daemon has published stays true when it is gone; another one has not said anything yet.
+        var level: Level = .accepted;
+        if (registered != 0 and registered >> 32 == session.mappedSequence()) {
+            if (session.positionsView()) |view| level = levelBy(view.route(@truncate(registered)), ticket.position);
+        }
+        if (!session.isCurrent(sequence)) continue;
+        // A target that refuses counts as applied: others must not wait for it.
+        if (level == .applied and deferredError(use.file, .peek) != 0) level = .durable;
+        return @intFromEnum(level);
+    }
+    return @intFromEnum(Level.accepted);
+}
+
+fn levelBy(line: *const positions.RoutePositions, position: u64) Level {
+    if (!wait.reached(line, position, .{ .logged = true })) return .accepted;
+    if (!wait.reached(line, position, .{ .durable = true })) return .logged;
+    return if (wait.reached(line, position, .{ .applied = true })) .applied else .durable;
 }
 
 // ---- opening, sharing, closing ---------------------------------------------------------------------------------

@@ -56,10 +56,12 @@ pub const Buffer = struct {
     run_count: u32,
     route: u32,
     last_lsn: u64,
-    /// The route's positions, one for each ring, when this buffer is durable and applied; where `ends_set` says so.
+    /// When the oldest of its records was made, by the producer's clock.
+    oldest_ns: u64,
+    /// The route's positions, one for each ring, when this buffer is logged and applied; where `ends_set` says so.
     end_positions: [rings_max]u64,
     ends_set: std.StaticBitSet(rings_max),
-    durable: bool,
+    logged: bool,
     /// Runs that hold up the applied position.
     pending_runs: u32,
     /// Runs that still need this buffer's bytes.
@@ -153,7 +155,7 @@ pub const Buffer = struct {
     }
 
     pub fn isApplied(buffer: *const Buffer) bool {
-        return buffer.durable and buffer.pending_runs == 0;
+        return buffer.logged and buffer.pending_runs == 0;
     }
 };
 
@@ -197,7 +199,8 @@ pub const Buffers = struct {
         buffer.built_before = 0;
         buffer.vector_count = 0;
         buffer.run_count = 0;
-        buffer.durable = false;
+        buffer.logged = false;
+        buffer.oldest_ns = std.math.maxInt(u64);
         buffer.pending_runs = 0;
         buffer.pinned_runs = 0;
         buffer.settle_count = 0;

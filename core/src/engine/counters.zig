@@ -9,6 +9,8 @@ pub const Counter = enum(u32) {
     groups_total,
     group_bytes_total,
     commit_ns_total,
+    syncs_total,
+    sync_ns_total,
     applied_bytes_total,
     apply_failures_total,
     log_failures_total,
@@ -35,7 +37,33 @@ pub const Counter = enum(u32) {
     rings_adopted_total,
     records_quarantined_total,
     events_dropped_total,
+    // How old the oldest record was when a group, or a sync of several, made it durable.
+    durable_age_below_500us_total,
+    durable_age_below_1ms_total,
+    durable_age_below_2ms_total,
+    durable_age_below_4ms_total,
+    durable_age_below_8ms_total,
+    durable_age_below_16ms_total,
+    durable_age_below_64ms_total,
+    durable_age_above_64ms_total,
 };
+
+const ages = [_]struct { u64, Counter }{
+    .{ 500, .durable_age_below_500us_total },
+    .{ 1_000, .durable_age_below_1ms_total },
+    .{ 2_000, .durable_age_below_2ms_total },
+    .{ 4_000, .durable_age_below_4ms_total },
+    .{ 8_000, .durable_age_below_8ms_total },
+    .{ 16_000, .durable_age_below_16ms_total },
+    .{ 64_000, .durable_age_below_64ms_total },
+};
+
+pub fn ofAge(age_ns: u64) Counter {
+    for (ages) |row| {
+        if (age_ns < row[0] * std.time.ns_per_us) return row[1];
+    }
+    return .durable_age_above_64ms_total;
+}
 
 pub const count = std.enums.values(Counter).len;
 

@@ -11,6 +11,7 @@ const os = @import("os.zig");
 const Failure = @import("failure.zig").Failure;
 const State = @import("state.zig").State;
 const Route = @import("route.zig").Route;
+const Flush = @import("route.zig").Flush;
 const RingMemory = @import("ring_memory.zig").RingMemory;
 const ServedRing = @import("served_ring.zig").ServedRing;
 const Events = @import("events.zig").Events;
@@ -29,6 +30,7 @@ pub const RouteSettings = struct {
     name: []const u8,
     pattern: []const u8,
     flags: routes.Flags,
+    flush: Flush,
     segment_bytes: u64,
     log_bytes_max: u64,
 };
@@ -209,6 +211,7 @@ pub const Engine = struct {
             allocator.free(route.pattern);
             route.pattern = pattern;
             route.flags = settings.flags;
+            route.setFlush(settings.flush);
             route.configured = true;
             slot.* = route;
         }

@@ -71,13 +71,14 @@ pub const Publisher = struct {
     /// Moves a route's positions (each only forward) and wakes those whom that satisfies, once.
     pub fn publish(publisher: Publisher, index: u32, logged: u64, durable: u64, applied: u64) void {
         const line = publisher.route(index);
-        const lowest = @min(line.durable, line.applied);
-        assert(logged >= line.logged and durable >= line.durable and applied >= line.applied);
+        assert(logged >= durable and logged >= line.logged and durable >= line.durable and applied >= line.applied);
         if (logged == line.logged and durable == line.durable and applied == line.applied) return;
+        // Whoever waits for several levels is satisfied by the last of them, which moves past it now.
+        const mask = positions.wakeMask(line.logged, logged) | positions.wakeMask(line.durable, durable) | positions.wakeMask(line.applied, applied);
         @atomicStore(u64, &line.logged, logged, .release);
         @atomicStore(u64, &line.durable, durable, .release);
         @atomicStore(u64, &line.applied, applied, .release);
-        publisher.wake(line, positions.wakeMask(lowest, @max(durable, applied, logged)));
+        publisher.wake(line, mask);
     }
 
     /// Wakes everybody who waits on this route, to look at an error.

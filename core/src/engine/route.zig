@@ -11,6 +11,8 @@ pub const Route = struct {
     name: []const u8,
     pattern: []const u8,
     flags: routes.Flags,
+    /// When records become durable that nobody waits for. Set by the control thread, read by the worker.
+    flush: Flush = .each_group,
     /// false: gone from the configuration; what its log holds is still applied, no new files are taken.
     configured: bool,
     log: *Log,
@@ -27,6 +29,12 @@ pub const Route = struct {
     /// Not 0: the last commit failed with this errno. `buffer` is kept then, and committed again.
     failed_errno: i32 = 0,
     failed_at_ns: u64 = 0,
+    /// Somebody waits for durable records: sync at the end of this batch.
+    sync_wanted: bool = false,
+    /// Not 0: the log holds records that are not synced, the oldest since then.
+    unsynced_since_ns: u64 = 0,
+    /// Of the oldest record that is not durable, when its producer made it; `no_record` without one.
+    oldest_undurable_ns: u64 = no_record,
     /// Highest LSN that is applied, with all below it.
     applied_lsn: u64 = 0,
     /// The last record that is not the daemon's own housekeeping.
@@ -42,6 +50,35 @@ pub const Route = struct {
     checkpoint_blocked: bool = false,
     bytes_since_checkpoint: u64 = 0,
     checkpoint: Checkpoint = .{},
+
+    pub const no_record: u64 = std.math.maxInt(u64);
+
+    pub fn flushMode(route: *const Route) Flush {
+        return @atomicLoad(Flush, &route.flush, .monotonic);
+    }
+
+    pub fn setFlush(route: *Route, flush: Flush) void {
+        @atomicStore(Flush, &route.flush, flush, .monotonic);
+    }
+};
+
+/// Nanoseconds that records may lie in the log without being synced.
+pub const Flush = enum(u64) {
+    /// flush: group, always. A group is durable with its write.
+    each_group = 0,
+    /// flush: none. When a checkpoint is due, or when somebody asks.
+    when_asked = std.math.maxInt(u64),
+    /// flush: interval.
+    _,
+
+    pub fn everyNs(interval_ns: u64) Flush {
+        return @enumFromInt(interval_ns);
+    }
+
+    /// When records that lie there since `since_ns` are to be synced.
+    pub fn dueNs(flush: Flush, since_ns: u64) u64 {
+        return since_ns +| @intFromEnum(flush);
+    }
 };
 
 /// A checkpoint of one route on its way: worker fills it, maintenance thread does it, worker takes the result.

@@ -3,12 +3,13 @@
 //! ```
 //! collect   copy what is committed from the ring into log buffers, one per route; resolve appends
 //! apply     hand the batch's writes to the disk engine, which works on them while the next step waits
-//! commit    one durable write per route; while it is in flight the next batch gathers in the ring
+//! commit    one write per route, durable where the route or somebody who waits wants that; while it is in flight the
+//!           next batch gathers in the ring
 //! publish   positions, one wake per route
 //! release   give the slots back
 //! ```
 //!
-//! A batch may reach its files before its log write is durable. Nothing is acknowledged before both are done,
+//! A batch may reach its files before its log write is done. Nothing is acknowledged before both are done,
 //! and a daemon killed in between does it again to the same place: a write says where it goes, and for an
 //! append the resolved offset is put into its slot before the file is touched.
 
@@ -34,6 +35,8 @@ const Route = @import("route.zig").Route;
 const File = @import("files.zig").File;
 const Buffer = @import("buffers.zig").Buffer;
 const Buffers = @import("buffers.zig").Buffers;
+const tails_module = @import("tails.zig");
+const Tails = tails_module.Tails;
 const Request = @import("requests.zig").Request;
 const Uring = @import("uring.zig").Uring;
 const applier_module = @import("disk/applier.zig");
@@ -41,6 +44,7 @@ const Applier = applier_module.Applier;
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const quarantine = @import("quarantine.zig");
+const counters_module = @import("counters.zig");
 const log_module = @import("wal/log.zig");
 
 /// Bound of every sleep: what should have woken the worker and did not is found this late at the latest.
@@ -92,6 +96,7 @@ pub const Worker = struct {
     /// Some ring's `required_scan` may not be reached: barriers wait.
     gated: bool = false,
     buffers: Buffers,
+    tails: Tails,
     recovered: Recovered,
     uring: Uring = undefined,
     applier: Applier = undefined,
@@ -115,6 +120,7 @@ pub const Worker = struct {
 
     pub fn deinit(worker: *Worker) void {
         worker.buffers.deinit(worker.state.allocator);
+        worker.tails.deinit();
         worker.recovered.deinit(worker.state.allocator);
         worker.known_files.deinit(worker.state.allocator);
     }
@@ -123,6 +129,7 @@ pub const Worker = struct {
         return .{
             .state = state,
             .buffers = try Buffers.init(state.allocator, failure),
+            .tails = try Tails.init(failure),
             .recovered = recovered,
             .lock_fd = lock_fd,
         };
@@ -230,6 +237,8 @@ pub const Worker = struct {
         for (worker.served()) |each| each.consumer.release();
         if (worked) steps.reached(.released);
         worker.publishCredits();
+        // Behind all that: who waits for what is only logged does not wait for a sync.
+        if (worker.syncDueRoutes()) worked = true;
         worker.retireIdleRoutes();
         return worked;
     }
@@ -329,6 +338,7 @@ pub const Worker = struct {
             .barrier => blk: {
                 worker.state.counters.add(.barriers_total, 1);
                 if (route.buffer == null) line.barriers_before_record = true;
+                route.sync_wanted = true;
                 worker.gate(from, file, route, item.position);
                 break :blk true;
             },
@@ -503,6 +513,8 @@ pub const Worker = struct {
         });
         file.last_lsn = slot.lsn;
         route.data_lsn = slot.lsn;
+        // An allocate has its length there, and what an earlier daemon accepted was not waiting for this one.
+        if (operation != .allocate and item.position >= from.recovery_head) buffer.oldest_ns = @min(buffer.oldest_ns, header.time_ns);
         if (!buffer.hasRoom()) worker.batch_full = true;
         worker.noteDirty(file, route);
         worker.state.counters.add(.records_total, 1);
@@ -538,6 +550,7 @@ pub const Worker = struct {
         worker.state.events.post(.warning, "foreign_truncate", .{ .path = file.identity.pathText(), .expected_bytes = expected, .found_bytes = file.end });
         _ = os.check(linux.fdatasync(file.fd));
         _ = worker.logFence(file, route, place);
+        route.sync_wanted = true; // the file is cut durably, so the fence must be durable too
     }
 
     fn logFence(worker: *Worker, file: *File, route: *Route, place: ?Place) bool {
@@ -629,7 +642,7 @@ pub const Worker = struct {
     }
 
     fn isIdle(worker: *const Worker, route: *const Route) bool {
-        if (route.buffer != null or route.applying_first != null) return false;
+        if (route.buffer != null or route.applying_first != null or route.unsynced_since_ns != 0) return false;
         for (worker.served()) |each| {
             if (each.lines[route.index].touched or each.consumer.held_slots[route.index] != 0) return false;
         }
@@ -689,12 +702,12 @@ pub const Worker = struct {
         for (worker.active[0..worker.active_count]) |route| {
             const buffer = route.buffer orelse continue;
             // Barriers that stand before the batch's first record have nothing left to wait for.
-            if (route.applying_first == null and route.failed_errno == 0) {
+            if (route.applying_first == null and route.failed_errno == 0 and !route.log.hasUnsynced()) {
                 for (worker.served()) |each| {
                     const line = &each.lines[route.index];
                     if (!line.barriers_before_record) continue;
                     const position = @min(line.first_record_position, line.gate_position);
-                    publishPositions(each, route, position, position);
+                    publishPositions(each, route, position, position, position);
                 }
             }
             if (buffer.buildRuns()) any = true;
@@ -707,13 +720,20 @@ pub const Worker = struct {
             // A log that has failed is tried again from time to time, with the same group: that is the probe.
             if (route.failed_errno != 0 and os.monotonicNs() - route.failed_at_ns < retry_interval_ns) continue;
             any = true;
-            worker.commitRoute(route, buffer);
+            worker.commitRoute(route, buffer, .as_configured);
+        }
+        for (worker.active[0..worker.active_count]) |route| {
+            if (worker.syncIsWanted(route)) any = worker.syncRoute(route) or any;
+            // A barrier that waits for other rings speaks for what is still to come from them.
+            if (route.failed_errno == 0 and !worker.isGated(route)) route.sync_wanted = false;
         }
         if (any) steps.reached(.committed);
         return any;
     }
 
-    fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer) void {
+    const Durability = enum { as_configured, at_once };
+
+    fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer, durability: Durability) void {
         const state = worker.state;
         if (buffer.group.isEmpty()) {
             // All that it had was refused.
@@ -723,7 +743,8 @@ pub const Worker = struct {
         }
         const bytes = buffer.group.commitBytes();
         const began_ns = os.monotonicNs();
-        route.log.commit(&buffer.group) catch |err| {
+        const at_once = durability == .at_once or route.flushMode() == .each_group or route.sync_wanted or worker.isAwaited(route);
+        worker.logGroup(route, buffer, at_once) catch |err| {
             const errno = log_module.errnoOf(err);
             worker.logFailed(route, buffer, errno, @errorName(err));
             return worker.answerCommitted(route.index, errno);
@@ -734,17 +755,149 @@ pub const Worker = struct {
             const line = &each.lines[route.index];
             if (line.touched) buffer.setEnd(each, @min(each.consumer.scan, line.gate_position));
         }
-        buffer.durable = true;
+        buffer.logged = true;
         if (route.failed_errno != 0) worker.logRecovered(route);
         route.bytes_since_checkpoint += bytes;
         state.counters.add(.groups_total, 1);
         state.counters.add(.group_bytes_total, bytes);
-        state.counters.add(.commit_ns_total, os.monotonicNs() - began_ns);
-        worker.answerCommitted(route.index, 0);
+        const ended_ns = os.monotonicNs();
+        state.counters.add(.commit_ns_total, ended_ns - began_ns);
+        route.oldest_undurable_ns = @min(route.oldest_undurable_ns, buffer.oldest_ns);
+        if (!route.log.hasUnsynced()) {
+            worker.becameDurable(route, ended_ns);
+            worker.answerCommitted(route.index, 0);
+        } else {
+            if (route.unsynced_since_ns == 0) route.unsynced_since_ns = began_ns;
+            if (at_once) _ = worker.syncRoute(route);
+        }
         if (route.applying_last) |last| last.next = buffer else route.applying_first = buffer;
         route.applying_last = buffer;
         buffer.next = null;
         if (route.log.needsPreparation()) state.wakeMaintenance();
+    }
+
+    /// Into the log: durably, or else in memory too, until a sync.
+    fn logGroup(worker: *Worker, route: *Route, buffer: *Buffer, at_once: bool) log_module.CommitError!void {
+        const log = route.log;
+        const bytes = buffer.group.commitBytes();
+        if (log.hasUnsynced() and bytes > log.tailRoom()) {
+            try log.sync();
+            worker.becameDurable(route, os.monotonicNs());
+        }
+        if (!log.hasUnsynced()) {
+            // One durable write is faster than a write and a sync.
+            if (at_once or bytes > tails_module.tail_bytes) return log.commit(&buffer.group);
+            if (log.tailRoom() == 0) log.lendTail(worker.takeTail() orelse return log.commit(&buffer.group));
+        }
+        return log.write(&buffer.group);
+    }
+
+    /// null: all are lent, and the disk does not let go of any.
+    fn takeTail(worker: *Worker) ?tails_module.Memory {
+        if (worker.tails.take()) |memory| return memory;
+        var oldest: ?*Route = null;
+        for (worker.active[0..worker.active_count]) |route| {
+            if (route.unsynced_since_ns == 0 or route.failed_errno != 0) continue;
+            if (oldest == null or route.unsynced_since_ns < oldest.?.unsynced_since_ns) oldest = route;
+        }
+        if (!worker.syncRoute(oldest orelse return null)) return null;
+        return worker.tails.take();
+    }
+
+    fn isAwaited(worker: *const Worker, route: *const Route) bool {
+        var awaiting = worker.awaiting_commit;
+        while (awaiting) |request| : (awaiting = request.next) {
+            if (request.file.?.route == route.index) return true;
+        }
+        return false;
+    }
+
+    fn isGated(worker: *const Worker, route: *const Route) bool {
+        if (!worker.gated) return false;
+        for (worker.served()) |each| {
+            if (each.lines[route.index].gate_position != Line.no_gate) return true;
+        }
+        return false;
+    }
+
+    /// In this batch. A log that has failed is tried again from time to time instead.
+    fn syncIsWanted(worker: *const Worker, route: *const Route) bool {
+        return route.unsynced_since_ns != 0 and route.failed_errno == 0 and (route.sync_wanted or worker.isAwaited(route));
+    }
+
+    /// The records of routes whose time has come become durable.
+    fn syncDueRoutes(worker: *Worker) bool {
+        var any = false;
+        for (worker.active[0..worker.active_count]) |route| {
+            if (route.unsynced_since_ns == 0 or os.monotonicNs() < worker.syncDueNs(route)) continue;
+            _ = worker.syncRoute(route);
+            any = true;
+        }
+        return any;
+    }
+
+    fn syncDueNs(worker: *const Worker, route: *const Route) u64 {
+        assert(route.unsynced_since_ns != 0);
+        if (route.failed_errno != 0) return route.failed_at_ns + retry_interval_ns;
+        if (@atomicLoad(bool, &worker.state.stopping, .acquire)) return 0;
+        // Whatever keeps checkpoints from being made does not keep records from becoming durable.
+        const checkpoint_due_ns = route.unsynced_since_ns + worker.state.checkpoint_interval_ns;
+        return @min(route.flushMode().dueNs(route.unsynced_since_ns), checkpoint_due_ns);
+    }
+
+    /// All that is in the route's log is durable, and said to be; false: those who wait have been told why not.
+    fn syncRoute(worker: *Worker, route: *Route) bool {
+        const began_ns = os.monotonicNs();
+        route.log.sync() catch |err| {
+            worker.syncFailed(route, log_module.errnoOf(err), @errorName(err));
+            return false;
+        };
+        const ended_ns = os.monotonicNs();
+        worker.state.counters.add(.syncs_total, 1);
+        worker.state.counters.add(.sync_ns_total, ended_ns - began_ns);
+        worker.becameDurable(route, ended_ns);
+        // Who waits for what stands in a buffer is answered when that is in the log.
+        if (route.buffer == null) {
+            if (route.failed_errno != 0) worker.logRecovered(route);
+            worker.answerCommitted(route.index, 0);
+        }
+        for (worker.served()) |each| {
+            const line = each.publisher.route(route.index);
+            publishPositions(each, route, line.logged, line.logged, line.applied);
+        }
+        // A sync that failed at first has taken another segment.
+        if (route.log.needsPreparation()) worker.state.wakeMaintenance();
+        return true;
+    }
+
+    fn becameDurable(worker: *Worker, route: *Route, now_ns: u64) void {
+        route.unsynced_since_ns = 0;
+        if (route.log.takeTailBack()) |memory| worker.tails.give(memory);
+        if (route.oldest_undurable_ns != Route.no_record) {
+            worker.state.counters.add(counters_module.ofAge(now_ns -| route.oldest_undurable_ns), 1);
+            route.oldest_undurable_ns = Route.no_record;
+        }
+    }
+
+    /// Not even another segment has taken what is not durable: it stays in memory, and is tried again.
+    fn syncFailed(worker: *Worker, route: *Route, errno: i32, name: []const u8) void {
+        const state = worker.state;
+        state.counters.add(.log_failures_total, 1);
+        if (route.failed_errno == 0) {
+            state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
+            worker.reportUndurable(route, errno);
+        }
+        route.failed_errno = errno;
+        route.failed_at_ns = os.monotonicNs();
+        worker.publishFailure(route, errno);
+        if (route.buffer == null) worker.answerCommitted(route.index, errno);
+    }
+
+    /// To the files that have records in the log that are not durable.
+    fn reportUndurable(worker: *Worker, route: *const Route, errno: i32) void {
+        for (worker.known_files.items) |file| {
+            if (file.route == route.index and file.last_lsn > route.log.durableLsn()) reportFileError(file, errno);
+        }
     }
 
     /// The slots of a buffer that had to be held may be released.
@@ -764,6 +917,7 @@ pub const Worker = struct {
                 const from = worker.ringOf(slot.header.ring_uuid) orelse continue; // the daemon's own
                 if (from.consumer.hold(slot.header.position)) buffer.settleLater(from, slot.header.position);
             }
+            worker.reportUndurable(route, errno);
         }
         if (route.failed_errno == 0) state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
         route.failed_errno = errno;
@@ -854,8 +1008,13 @@ pub const Worker = struct {
             line.applied = fresh.consumer.tail;
             const errno = if (index < worker.state.routeCount()) worker.state.route(@intCast(index)).failed_errno else 0;
             line.failure_errno = errno;
+            line.durable_when_asked = if (index < worker.state.routeCount()) isDurableWhenAsked(worker.state.route(@intCast(index))) else 0;
         }
         @atomicStore(u64, &fresh.publisher.header().scanned, fresh.consumer.scan, .release);
+    }
+
+    fn isDurableWhenAsked(route: *const Route) u32 {
+        return @intFromBool(route.flushMode() != .each_group);
     }
 
     fn publish(worker: *Worker) void {
@@ -893,16 +1052,19 @@ pub const Worker = struct {
             for (worker.served()) |each| {
                 const line = &each.lines[route.index];
                 if (route.applying_first == null and committed) line.applied_position = @max(line.applied_position, line.seen_position);
-                publishPositions(each, route, @max(line.seen_position, line.applied_position), line.applied_position);
+                const logged = @max(line.seen_position, line.applied_position);
+                publishPositions(each, route, logged, if (route.log.hasUnsynced()) 0 else logged, line.applied_position);
+                const shared = each.publisher.route(route.index);
+                const asked = isDurableWhenAsked(route);
+                if (shared.durable_when_asked != asked) @atomicStore(u32, &shared.durable_when_asked, asked, .release);
             }
         }
     }
 
     /// Positions only ever move forward.
-    fn publishPositions(in: *ServedRing, route: *const Route, durable: u64, applied: u64) void {
+    fn publishPositions(in: *ServedRing, route: *const Route, logged: u64, durable: u64, applied: u64) void {
         const line = in.publisher.route(route.index);
-        const to_durable = @max(line.durable, durable);
-        in.publisher.publish(route.index, to_durable, to_durable, @max(line.applied, applied));
+        in.publisher.publish(route.index, @max(line.logged, logged), @max(line.durable, durable), @max(line.applied, applied));
     }
 
     /// The producers' credits: how far we have looked, what each route holds, and whether one of them has the
@@ -1253,6 +1415,9 @@ pub const Worker = struct {
             if (!each.recovery_over or each.consumer.tail != each.consumer.scan) return;
         }
         if (route.buffer != null) return; // the log does not take anything now
+        // What is not durable is not covered, and a route may have nothing else that would make it so.
+        if (route.unsynced_since_ns != 0 and !worker.syncRoute(route)) return;
+        assert(route.applied_lsn <= route.log.durableLsn());
         var lsn = route.applied_lsn;
         for (worker.known_files.items) |file| {
             // What its target has refused is nowhere but in the log.
@@ -1285,7 +1450,7 @@ pub const Worker = struct {
     }
 
     fn commitOpen(worker: *Worker, route: *Route) void {
-        if (route.buffer) |buffer| worker.commitRoute(route, buffer); // identities only: nothing to apply
+        if (route.buffer) |buffer| worker.commitRoute(route, buffer, .at_once); // identities only: nothing to apply
     }
 
     /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either).
@@ -1311,7 +1476,7 @@ pub const Worker = struct {
         if (worker.applier.in_flight > 0 or worker.offers_open > 0) return false;
         for (0..worker.state.routeCount()) |index| {
             const route = worker.state.route(@intCast(index));
-            if (route.buffer != null or route.applying_first != null) return false;
+            if (route.buffer != null or route.applying_first != null or route.unsynced_since_ns != 0) return false;
             const job = @atomicLoad(@TypeOf(route.checkpoint.state), &route.checkpoint.state, .acquire);
             if (job != .idle) return false;
             if (!route.checkpoint_blocked and route.pinned_first == null and route.data_lsn > route.checkpoint.last_lsn) return false;
@@ -1349,6 +1514,9 @@ pub const Worker = struct {
         var limit: u64 = sleep_ns_max;
         for (worker.served()) |each| {
             if (each.consumer.passed_count > 0) limit = sleep_ns_passed;
+        }
+        for (worker.active[0..worker.active_count]) |route| {
+            if (route.unsynced_since_ns != 0) limit = @min(limit, worker.syncDueNs(route) -| os.monotonicNs());
         }
         if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, tick_ns_stopping);
         state.counters.add(.worker_sleeps_total, 1);

@@ -33,7 +33,8 @@ pub const Header = extern struct {
 
 pub const no_sole_route: u32 = std.math.maxInt(u32);
 
-/// Ring positions, exclusive: `durable` = p says that every record of this route below p is durable.
+/// Ring positions, exclusive: `durable` = p says that every record of this route below p is durable. `logged` is never
+/// behind `durable`; `applied` may be on either side of it.
 pub const RoutePositions = extern struct {
     logged: u64,
     durable: u64,
@@ -45,7 +46,10 @@ pub const RoutePositions = extern struct {
     failure_errno: i32,
     /// Slots of the ring that records of this route hold, of those that the worker has seen.
     held_slots: u32,
-    reserved: [128 - 36]u8,
+    /// 1: records become durable late or never by themselves (flush: interval, none). Whoever waits for that puts a
+    /// barrier into the ring.
+    durable_when_asked: u32,
+    reserved: [128 - 40]u8,
 };
 
 pub const Native = enum(u32) {

@@ -28,6 +28,8 @@ SOCKET_PATH_BYTES_MAX = 107
 MIB = 1 << 20
 SEGMENT_BYTES_MIN = 8 * MIB
 SEGMENT_BYTES_MAX = 1024 * MIB
+# ELGATE_FLUSH_INTERVAL_MS_MAX.
+FLUSH_INTERVAL_MS_MAX = 60_000
 
 ROUTE_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 SIZE = re.compile(r"(\d{1,18})\s*(B|KiB|MiB|GiB|TiB)?")
@@ -113,7 +115,10 @@ class Route:
     # As the engine matches it: the part before the first wildcard with its symlinks resolved.
     pattern: str
     pattern_as_written: str
+    # When records become durable that nobody waits for: group, always, interval or none.
     flush: str = "group"
+    # interval only.
+    flush_interval_ms: int = 0
     visibility: str = "deferred"
     on_full: str = "block"
 
@@ -157,7 +162,9 @@ class Config:
                 {
                     "name": route.name,
                     "match": {"path": route.pattern},
-                    "flush": route.flush,
+                    "flush": {"interval": format_duration(route.flush_interval_ms)}
+                    if route.flush == "interval"
+                    else route.flush,
                     "visibility": route.visibility,
                     "on_full": route.on_full,
                 }
@@ -379,10 +386,7 @@ _parse_mode = _one_of(
     },
 )
 _parse_isolation = _one_of(("per_uid", "per_client"), {})
-_parse_flush_word = _one_of(
-    ("group", "always"),
-    {"none": NOT_IN_THIS_VERSION, "interval": NOT_IN_THIS_VERSION},
-)
+_parse_flush_word = _one_of(("group", "always", "none"), {"interval": "needs its length: {interval: 5ms}"})
 
 
 def _parse_shards(walk: _Walk, node: yaml.Node, path: str) -> str | int:
@@ -396,11 +400,19 @@ def _parse_shards(walk: _Walk, node: yaml.Node, path: str) -> str | int:
     raise _Invalid(f"is {_describe(node)}, allowed: auto, 1")
 
 
-def _parse_flush(walk: _Walk, node: yaml.Node, path: str) -> str:
-    if isinstance(node, yaml.MappingNode):
-        walk.mapping(node, path, {"interval": _parse_duration}, required=("interval",))
-        raise _Invalid(f"'interval' {NOT_IN_THIS_VERSION}, allowed: group, always")
-    return _parse_flush_word(walk, node, path)
+def _parse_flush(walk: _Walk, node: yaml.Node, path: str) -> tuple[str, int]:
+    """The mode, and for `interval` its milliseconds."""
+    if not isinstance(node, yaml.MappingNode):
+        return _parse_flush_word(walk, node, path), 0
+    values = walk.mapping(node, path, {"interval": _parse_flush_interval}, required=("interval",))
+    return "interval", values.get("interval", 0)
+
+
+def _parse_flush_interval(walk: _Walk, node: yaml.Node, path: str) -> int:
+    interval_ms = _parse_duration(walk, node, path)
+    if interval_ms > FLUSH_INTERVAL_MS_MAX:
+        raise _Invalid(f"is {_describe(node)}, must be from 1ms to {format_duration(FLUSH_INTERVAL_MS_MAX)}")
+    return interval_ms
 
 
 def _parse_route_name(walk: _Walk, node: yaml.Node, path: str) -> str:
@@ -504,6 +516,8 @@ def _parse_route(walk: _Walk, node: yaml.Node, path: str) -> Route | None:
     match = values.pop("match", None)
     if match is None or "name" not in values:
         return None
+    if "flush" in values:
+        values["flush"], values["flush_interval_ms"] = values["flush"]
     return Route(pattern_as_written=match[0], pattern=match[1], **values)
 
 

@@ -74,7 +74,12 @@ def counter_names() -> list[str]:
     ]
 
 
-_FLUSH = {"group": _library.ELGATE_FLUSH_GROUP, "always": _library.ELGATE_FLUSH_ALWAYS}
+_FLUSH = {
+    "group": _library.ELGATE_FLUSH_GROUP,
+    "always": _library.ELGATE_FLUSH_ALWAYS,
+    "interval": _library.ELGATE_FLUSH_INTERVAL,
+    "none": _library.ELGATE_FLUSH_NONE,
+}
 _VISIBILITY = {
     "deferred": _library.ELGATE_VISIBILITY_DEFERRED,
     "immediate": _library.ELGATE_VISIBILITY_IMMEDIATE,
@@ -102,6 +107,7 @@ class _Arguments:
         target.name = self.string(route.name)
         target.pattern = self.string(route.pattern)
         target.flush = _FLUSH[route.flush]
+        target.flush_interval_ms = route.flush_interval_ms
         target.visibility = _VISIBILITY[route.visibility]
         target.on_full = _ON_FULL[route.on_full]
         target.segment_bytes = config.wal.segment_bytes

@@ -21,7 +21,7 @@ from elgate._descriptors import (
     tracked,
 )
 from elgate._file import memory_of, native_write
-from elgate._native import LEVELS, NATIVE, ffi, library, os_error
+from elgate._native import LEVEL_NAMES, LEVELS, NATIVE, ffi, library, os_error
 
 native_fsync = os.fsync
 
@@ -106,17 +106,39 @@ class Appender:
         if result < 0 and result != NATIVE:
             raise os_error(result, self.path)
 
+    def level(self, ticket: int | None) -> str:
+        if not self._acquire():
+            self._closed.wait()
+            if self._error is not None:
+                raise self._error
+            return "applied"
+        try:
+            if ticket is None:
+                return "accepted"
+            result = library.elgate_level(self._fd, ticket)
+        finally:
+            self._release()
+        if result == NATIVE:
+            return "accepted"
+        if result < 0:
+            raise os_error(result, self.path)
+        return LEVEL_NAMES[result]
+
     def close(self) -> None:
-        """Once. OSError: what could not be applied; it is closed in any case."""
+        """Once: durable and applied. OSError: what could not be; it is closed in any case."""
         self._closing = True
         try:
             while self._users:
                 time.sleep(_CLOSE_POLL_S)
             try:
-                if self._fd in tracked:
-                    self._error = forget(self._fd)
-                else:
+                # Nobody can ask for it later: a route that syncs late is asked now.
+                result = library.elgate_fsync(self._fd)
+                if result == NATIVE:
                     native_fsync(self._fd)
+                elif result < 0:
+                    self._error = os_error(result, self.path)
+                if self._fd in tracked:
+                    self._error = forget(self._fd) or self._error
             except OSError as error:
                 self._error = error
             finally:
@@ -142,6 +164,15 @@ class Ack:
         # None: the file is native.
         self._ticket = ticket
 
+    @property
+    def level(self) -> str:
+        """The highest level that is reached together with all below it, at this moment; never waits for one, and makes
+        nothing happen. On a route with `flush: interval` or `none` a record may be in its file and not durable yet:
+        that is "logged". "accepted" is all that is known of a file that is native.
+
+        OSError: the ring that held the record was replaced, or the file was closed with an error."""
+        return self._appender.level(self._ticket)
+
     def wait(self, level: str = "durable", timeout: float | None = None) -> None:
         """Returns once the append has reached `level`:
 
@@ -149,6 +180,9 @@ class Ack:
         - "logged": written to the log, not yet synced
         - "durable": synced to stable storage
         - "applied": in the file, where every process can read it
+
+        Waiting for "durable" asks for it, whatever the route's flush mode is. Waiting for "applied" waits for that
+        alone, and with `flush: interval` or `none` it may come first.
 
         `timeout` in seconds; None: as long as the client waits for a daemon (ELGATE_RECONNECT_TIMEOUT_MS), with
         signal handlers (Ctrl-C) delayed until then.

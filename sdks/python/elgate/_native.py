@@ -48,6 +48,7 @@ NATIVE: int = constants["ELGATE_NATIVE"]
 LEVELS: dict[str, int] = {
     name: constants["ELGATE_" + name.upper()] for name in ("accepted", "logged", "durable", "applied")
 }
+LEVEL_NAMES: dict[int, str] = {number: name for name, number in LEVELS.items()}
 
 _started = False
 _watching_process = False
