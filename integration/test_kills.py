@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from load import Load, seed_of_this_run
@@ -54,6 +55,20 @@ def test_fifty_kills_at_random_lose_and_damage_nothing(elgate_daemon: ChildDaemo
 @pytest.mark.elgate(wal={"checkpoint_interval": "100ms"}, disk={"engine": "io_uring"})
 def test_nor_do_kills_with_the_other_disk_engine(elgate_daemon: ChildDaemon, load: Load) -> None:
     kill_at_random(elgate_daemon, load, KILLS // 2)
+
+
+def files_route(flush: Any) -> list[dict[str, Any]]:
+    return [{"name": "files", "match": {"path": "{route_dir}/**"}, "flush": flush}]
+
+
+@pytest.mark.elgate(wal={"checkpoint_interval": "100ms"}, routes=files_route({"interval": "5ms"}))
+def test_nor_do_kills_while_records_wait_for_their_interval(elgate_daemon: ChildDaemon, load: Load) -> None:
+    kill_at_random(elgate_daemon, load, KILLS // 4)
+
+
+@pytest.mark.elgate(wal={"checkpoint_interval": "100ms"}, routes=files_route("none"))
+def test_nor_do_kills_while_records_are_durable_when_asked_alone(elgate_daemon: ChildDaemon, load: Load) -> None:
+    kill_at_random(elgate_daemon, load, KILLS // 4)
 
 
 def kill_at_random(elgate_daemon: ChildDaemon, load: Load, count: int) -> None:

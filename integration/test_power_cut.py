@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from load import Load
@@ -81,8 +82,9 @@ def image(disk_dir: Path) -> Iterator[Image]:
     image.unmount()
 
 
-def run_into_a_power_cut(image: Image, environment: dict[str, str]) -> tuple[Verdict, ChildDaemon]:
+def run_into_a_power_cut(image: Image, environment: dict[str, str], flush: Any) -> tuple[Verdict, ChildDaemon]:
     with ChildDaemon(image.mount_point / "elgate") as daemon:
+        daemon.write_config([{"name": "files", "match": {"path": f"{daemon.route_dir}/**"}, "flush": flush}])
         # The log file of the daemon itself must not lie on the disk that goes away.
         daemon.log_path = image.path.parent / "daemon.log"
         # What the test itself has put there is to survive; everything from here on is Elgate's to keep.
@@ -104,19 +106,29 @@ def run_into_a_power_cut(image: Image, environment: dict[str, str]) -> tuple[Ver
             load.close()
 
 
-@pytest.mark.parametrize("log", ["direct", "buffered"])
-def test_a_power_cut_loses_nothing_that_was_acknowledged(log: str, image: Image, core_test_build: Path) -> None:
+# With an interval of a minute nothing is durable but what an fsync has asked for.
+FLUSH_MODES = {"always": "always", "group": "group", "interval": {"interval": "60s"}, "none": "none"}
+
+
+@pytest.mark.parametrize(
+    ("flush", "log"),
+    [("group", "direct"), *((flush, "buffered") for flush in FLUSH_MODES), ("interval", "direct"), ("none", "direct")],
+)
+def test_a_power_cut_loses_nothing_that_was_acknowledged(
+    flush: str, log: str, image: Image, core_test_build: Path
+) -> None:
     environment = {"ELGATE_CORE_LIBRARY": str(core_test_build)}
     if log == "buffered":
         environment["ELGATE_LOG_BUFFERED"] = "1"
-    verdict, daemon = run_into_a_power_cut(image, environment)
+    verdict, daemon = run_into_a_power_cut(image, environment, FLUSH_MODES[flush])
     assert verdict.acknowledged >= 600
     assert verdict.ok, (verdict, daemon.log_text()[-4000:])
     assert daemon.events("log_replayed"), "nothing was replayed: the cut came when all was in the files already"
 
 
-def test_the_power_cut_test_sees_a_missing_sync(image: Image, core_test_build: Path) -> None:
+@pytest.mark.parametrize("flush", ["group", "none"])
+def test_the_power_cut_test_sees_a_missing_sync(flush: str, image: Image, core_test_build: Path) -> None:
     environment = {"ELGATE_CORE_LIBRARY": str(core_test_build), "ELGATE_LOG_BUFFERED": "1", "ELGATE_NO_SYNC": "1"}
-    verdict, _ = run_into_a_power_cut(image, environment)
+    verdict, _ = run_into_a_power_cut(image, environment, flush)
     assert verdict.acknowledged >= 600
-    assert verdict.lost > 0, "commits without RWF_DSYNC, and the test saw nothing"
+    assert verdict.lost > 0, "commits without RWF_DSYNC and fdatasync, and the test saw nothing"

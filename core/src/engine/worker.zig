@@ -783,6 +783,7 @@ pub const Worker = struct {
         if (log.hasUnsynced() and bytes > log.tailRoom()) {
             try log.sync();
             worker.becameDurable(route, os.monotonicNs());
+            worker.publishDurable(route);
         }
         if (!log.hasUnsynced()) {
             // One durable write is faster than a write and a sync.
@@ -861,13 +862,19 @@ pub const Worker = struct {
             if (route.failed_errno != 0) worker.logRecovered(route);
             worker.answerCommitted(route.index, 0);
         }
+        worker.publishDurable(route);
+        // A sync that failed at first has taken another segment.
+        if (route.log.needsPreparation()) worker.state.wakeMaintenance();
+        return true;
+    }
+
+    /// Of what is published as logged, all.
+    fn publishDurable(worker: *Worker, route: *const Route) void {
+        assert(!route.log.hasUnsynced());
         for (worker.served()) |each| {
             const line = each.publisher.route(route.index);
             publishPositions(each, route, line.logged, line.logged, line.applied);
         }
-        // A sync that failed at first has taken another segment.
-        if (route.log.needsPreparation()) worker.state.wakeMaintenance();
-        return true;
     }
 
     fn becameDurable(worker: *Worker, route: *Route, now_ns: u64) void {
