@@ -568,6 +568,87 @@ test "tickets" {
     try testing.expectEqual(0, harness.close(fd));
 }
 
+test "a level is the highest that is reached with all below it" {
+    const fixture = try Fixture.init(&everything);
+    defer fixture.deinit();
+    const fd = try fixture.create("file", true);
+    try testing.expectEqual(1, harness.write(fd, "x"));
+    try testing.expectEqual(0, library.elgate_drain(fd));
+    fixture.daemon.pause(true);
+    var ticket: u64 = undefined;
+    try testing.expectEqual(0, library.elgate_append(fd, "abc", 3, &ticket));
+    const line = fixture.daemon.routePositions(0);
+    const before = line.logged;
+    const behind = before + 1;
+    const cases = [_]struct { logged: bool, durable: bool, applied: bool, level: c_int }{
+        .{ .logged = false, .durable = false, .applied = false, .level = 0 },
+        .{ .logged = true, .durable = false, .applied = false, .level = 1 },
+        .{ .logged = true, .durable = true, .applied = false, .level = 2 },
+        .{ .logged = true, .durable = false, .applied = true, .level = 1 },
+        .{ .logged = true, .durable = true, .applied = true, .level = 3 },
+    };
+    for (cases) |case| {
+        @atomicStore(u64, &line.logged, if (case.logged) behind else before, .seq_cst);
+        @atomicStore(u64, &line.durable, if (case.durable) behind else before, .seq_cst);
+        @atomicStore(u64, &line.applied, if (case.applied) behind else before, .seq_cst);
+        try testing.expectEqual(case.level, library.elgate_level(fd, ticket));
+    }
+    // Its file has an error that nobody has been told: then the record is not in it.
+    const state = fixture.daemon.handleState(0);
+    @atomicStore(i32, &state.error_errno, @intFromEnum(E.NOSPC), .seq_cst);
+    _ = @atomicRmw(u32, &state.error_sequence, .Add, 1, .seq_cst);
+    try testing.expectEqual(2, library.elgate_level(fd, ticket));
+    try testing.expectEqual(errno(.INVAL), library.elgate_level(fd, 0));
+    try testing.expectEqual(errno(.IO), library.elgate_level(fd, ticket ^ (1 << 56)));
+    try testing.expectEqual(harness.native, library.elgate_level(-1, ticket));
+    fixture.daemon.pause(false);
+    try testing.expectEqual(errno(.NOSPC), library.elgate_fsync(fd));
+    try testing.expectEqual(3, library.elgate_level(fd, ticket));
+    try testing.expectEqual(0, harness.close(fd));
+}
+
+test "where a route syncs late, whoever waits for durable asks at once" {
+    const fixture = try Fixture.init(&.{
+        .{ .name = "late", .pattern = "/late", .flags = .{ .durable_when_asked = true } },
+        .{ .name = "soon", .pattern = "/soon" },
+    });
+    defer fixture.deinit();
+    for ([_][]const u8{ "late", "soon" }, 0..) |name, route| {
+        const fd = try fixture.create(name, true);
+        try testing.expectEqual(1, harness.write(fd, "x"));
+        try testing.expectEqual(0, library.elgate_drain(fd));
+        fixture.daemon.pause(true);
+        const before = fixture.daemon.count("barriers");
+        var ticket: u64 = undefined;
+        try testing.expectEqual(0, library.elgate_append(fd, "abc", 3, &ticket));
+        for ([_]c_int{ 1, 3 }) |level| try testing.expectEqual(errno(.TIMEDOUT), library.elgate_wait(fd, ticket, level, 0));
+        try testing.expectEqual(errno(.TIMEDOUT), library.elgate_wait(fd, ticket, 2, 0));
+        fixture.daemon.pause(false);
+        try testing.expectEqual(0, library.elgate_wait(fd, ticket, 2, -1));
+        try testing.expectEqual(0, library.elgate_drain(fd));
+        const asked = fixture.daemon.count("barriers") - before;
+        if (route == 0) try testing.expect(asked > 0) else try testing.expectEqual(0, asked);
+        // What is durable already is not asked for.
+        const done = fixture.daemon.count("barriers");
+        try testing.expectEqual(0, library.elgate_wait(fd, ticket, 2, -1));
+        try testing.expectEqual(done, fixture.daemon.count("barriers"));
+
+        // Nobody else has it open: else the positions alone tell.
+        const state = fixture.daemon.handleState(@intCast(route));
+        @atomicStore(u32, &state.file_handles, 1, .seq_cst);
+        try testing.expectEqual(1, harness.write(fd, "y"));
+        try testing.expectEqual(0, library.elgate_fsync(fd));
+        const synced = fixture.daemon.count("barriers") - done;
+        try testing.expectEqual(@as(u64, if (route == 0) 1 else 0), synced);
+        // A reload has changed the route since the file was opened.
+        @atomicStore(u32, &fixture.daemon.routePositions(@intCast(route)).durable_when_asked, 1, .seq_cst);
+        try testing.expectEqual(1, harness.write(fd, "z"));
+        try testing.expectEqual(0, library.elgate_fsync(fd));
+        try testing.expectEqual(done + synced + 1, fixture.daemon.count("barriers"));
+        try testing.expectEqual(0, harness.close(fd));
+    }
+}
+
 test "F_SETFL is noticed" {
     const fixture = try Fixture.init(&everything);
     defer fixture.deinit();
