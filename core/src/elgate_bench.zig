@@ -75,6 +75,40 @@ export fn elgate_bench_durable(fd: c_int, length_bytes: usize, samples_ns: [*]u6
     return @intCast(samples);
 }
 
+/// Records made at a steady pace by one thread that sleeps in between, each waited for until it has reached `level`. A
+/// sample begins when its record was made; where its time came while an earlier one was waited for, it begins there:
+/// what had to queue is not forgotten. Several whose time has come are made together.
+export fn elgate_bench_paced(fd: c_int, length_bytes: usize, level: c_int, interval_ns: u64, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    // Else the kernel may let this thread sleep 50 µs longer than asked.
+    _ = linux.prctl(@intFromEnum(linux.PR.SET_TIMERSLACK), 1, 0, 0, 0);
+    var done: u64 = 0;
+    var due_ns = os.monotonicNs();
+    while (true) {
+        var now_ns = os.monotonicNs();
+        if (now_ns < due_ns) {
+            const until = linux.timespec{ .sec = @intCast(due_ns / std.time.ns_per_s), .nsec = @intCast(due_ns % std.time.ns_per_s) };
+            _ = linux.clock_nanosleep(.MONOTONIC, .{ .ABSTIME = true }, &until, null);
+            now_ns = os.monotonicNs();
+            if (now_ns < due_ns) continue; // a signal
+            // How late this thread was woken is nothing of Elgate's.
+            due_ns = now_ns;
+        }
+        const begun = done;
+        var ticket: u64 = 0;
+        while (due_ns <= now_ns) : (due_ns += interval_ns) {
+            if (done == samples or due_ns >= until_ns) return @intCast(begun);
+            const result = elgate_append(fd, &payload, length_bytes, &ticket);
+            if (result < 0) return result;
+            samples_ns[done] = due_ns;
+            done += 1;
+        }
+        const waited = elgate_wait(fd, ticket, level, -1);
+        if (waited < 0) return waited;
+        const ended_ns = os.monotonicNs();
+        for (samples_ns[begun..done]) |*sample| sample.* = ended_ns - sample.*;
+    }
+}
+
 /// write and fsync, as a hooked program does them.
 export fn elgate_bench_write_fsync(fd: c_int, length_bytes: usize, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
     for (0..samples) |i| {

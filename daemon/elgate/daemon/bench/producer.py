@@ -25,6 +25,9 @@ LIBRARY = Path(__file__).parent.parent / "libelgate_bench.so"
 SAMPLES_MAX = 200_000
 # The clock must not be what is measured, and a block must fit the ring.
 BLOCK_OPERATIONS = 64
+PACE_INTERVAL_NS = 100_000
+# ELGATE_LOGGED, ELGATE_DURABLE.
+PACED_LEVELS = {"paced_logged": 1, "paced_durable": 2}
 
 _ffi = cffi.FFI()
 _ffi.cdef(
@@ -32,6 +35,7 @@ _ffi.cdef(
     int64_t elgate_bench_accept(int, size_t, uint32_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_page_cache(int, size_t, uint32_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_durable(int, size_t, uint64_t *, uint64_t, uint64_t);
+    int64_t elgate_bench_paced(int, size_t, int, uint64_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_write_fsync(int, size_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_flood(int, size_t, uint64_t);
     int64_t elgate_bench_page_cache_flood(int, size_t, uint64_t);
@@ -92,10 +96,12 @@ class Producer:
             time.sleep(wait_ns / 1e9)
         if loop.endswith("flood"):
             return self._check(getattr(self._loops, f"elgate_bench_{loop}")(descriptor, length, until_ns))
-        function = getattr(self._loops, f"elgate_bench_{loop}")
+        function = getattr(self._loops, f"elgate_bench_{'paced' if loop in PACED_LEVELS else loop}")
         arguments: list[Any] = [descriptor, length]
         if loop in ("accept", "page_cache"):
             arguments.append(BLOCK_OPERATIONS)
+        if loop in PACED_LEVELS:
+            arguments += [PACED_LEVELS[loop], PACE_INTERVAL_NS]
         if raw:
             arguments.append(RAW_FILE_BYTES)
         count = self._check(function(*arguments, self._samples, SAMPLES_MAX, until_ns))
