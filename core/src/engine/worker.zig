@@ -349,8 +349,10 @@ pub const Worker = struct {
         };
         if (!consumed) return;
         const route_index: u16 = @intCast(route.index);
-        // Held until the buffer is durable and applied: a passed claim, since its owner waits for the release; and
+        // Held until the buffer is durable and applied: a passed claim, since its owner waits for the release, and the
+        // positions, which passed it long ago, say nothing of it (so it is made durable at once in every mode); and
         // whatever stands in a group that the log has refused, since the ring is then the only place that has it.
+        if (was_passed) route.sync_wanted = true;
         if (was_passed or route.failed_errno != 0) {
             from.consumer.consumeHeld(item, route_index);
             if (route.buffer) |buffer| buffer.settleLater(from, item.position) else from.consumer.settle(item.position);
@@ -1039,6 +1041,7 @@ pub const Worker = struct {
             }
             while (route.applying_first) |buffer| {
                 if (!buffer.isApplied()) break;
+                if (buffer.settle_count > 0 and buffer.last_lsn > route.log.durableLsn()) break;
                 route.applying_first = buffer.next;
                 if (buffer.next == null) route.applying_last = null;
                 for (worker.served()) |each| {
