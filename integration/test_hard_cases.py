@@ -500,6 +500,49 @@ def test_one_stopped_producer_leaves_the_rest_of_the_ring_to_others(elgate_daemo
         application.kill()
 
 
+ROUND_THE_RING = """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+number = 0
+while sys.stdin.readline():
+    for _ in range(4096):
+        os.write(fd, b"%07d\\n" % number)
+        number += 1
+        if number % 64 == 0:
+            os.fsync(fd)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.elgate(wal={"checkpoint_interval": "10min"})
+def test_others_go_round_and_round_past_a_claim_that_stays_open(elgate_daemon: ChildDaemon, kill: bool) -> None:
+    daemon = elgate_daemon
+    client = raw_client(daemon, "raw.log")
+    positions = [client.put(b"stopped\n", commit=False), client.put(b"x" * 9000 + b"\n", commit=False)]
+    path = daemon.route_dir / "other.log"
+    other = program(daemon, ROUND_THE_RING, str(path))
+    for turn in range(2):
+        say(other, "go")
+        assert said(other) == "done"
+        if kill and turn == 0:
+            daemon.kill()
+            daemon.start()
+    for position, span in zip(positions, (1, 3), strict=True):
+        client.set_word(position, "committed_passed", span)
+        wait_until(lambda at=position: client.lap(at) != at // SLOTS, "the slots are given back")
+    say(other, "go")
+    assert said(other) == "done"
+    other.kill()
+    other.wait()
+    assert daemon.stop() == 0
+    assert path.read_bytes() == b"".join(b"%07d\n" % number for number in range(3 * 4096))
+    assert (daemon.route_dir / "raw.log").read_bytes() == b"stopped\n" + b"x" * 9000 + b"\n"
+    counters = daemon.events("stopped")[-1]["counters"]
+    assert counters.get("slots_damaged_total", 0) == 0
+    if not kill:
+        assert counters["spans_left_behind_total"] == 2
+
+
 WRITE_WAIT_CLOSE = """
 fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o644)
 os.write(fd, b"x")

@@ -532,10 +532,6 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
                 };
                 return .claimed;
             },
-            error.Closed => {
-                session.reconnect(standing.sequence) catch |failed| return .{ .failed = errnoOf(failed) };
-                return .start_over;
-            },
             error.Damaged => {
                 warnOnce(&warned_damage, "the ring's bookkeeping is damaged at its head; this operation fails with EIO. Restart the daemon: it repairs the ring and keeps what is whole", .{});
                 return .{ .failed = system.negative(.IO) };

@@ -16,6 +16,7 @@ pub const Counter = enum(u32) {
     records_rejected_total,
     claims_passed_total,
     claims_aborted_total,
+    spans_left_behind_total,
     heads_repaired_total,
     worker_sleeps_total,
     sessions_opened_total,

@@ -51,6 +51,8 @@ pub const Line = struct {
     /// In the files, as far as its buffers say.
     applied_position: u64 = 0,
     barriers_before_record: bool = false,
+    /// But not from here on: a barrier that has to wait for what other rings hold, which may be in this batch.
+    shared_barrier_position: u64 = no_gate,
     /// No position is published beyond: a barrier that waits until other rings have been looked at.
     gate_position: u64 = no_gate,
 

@@ -219,7 +219,7 @@ pub const Worker = struct {
             steps.reached(.collected);
         }
         for (worker.served()) |each| {
-            if (!each.recovery_over and each.consumer.isBehind(each.recovery_head)) worker.endRecovery(each);
+            if (!each.recovery_over and each.consumer.isBehindCommitted(each.recovery_head)) worker.endRecovery(each);
         }
         if (worker.serveRequests()) worked = true;
         if (worker.active_count > 0) worker.publishCredits();
@@ -279,18 +279,19 @@ pub const Worker = struct {
     }
 
     /// An fsync covers what stood in other rings when it was called: its position waits until the worker has looked
-    /// at all of them up to there.
-    fn gate(worker: *Worker, from: *ServedRing, file: *const File, route: *const Route, position: u64) void {
+    /// at all of them up to there. false: nobody else has the file open.
+    fn gate(worker: *Worker, from: *ServedRing, file: *const File, route: *const Route, position: u64) bool {
         var others = false;
         for (file.handle_list.items) |entry| {
             if (entry.ring == from) continue;
             others = true;
             _ = lookUpToHead(entry.ring);
         }
-        if (!others) return;
+        if (!others) return false;
         const line = &from.lines[route.index];
         line.gate_position = @min(line.gate_position, position);
         worker.gated = true;
+        return true;
     }
 
     fn openGates(worker: *Worker) void {
@@ -328,8 +329,9 @@ pub const Worker = struct {
             .write, .append, .truncate, .allocate => worker.take(from, item, file, route),
             .barrier => blk: {
                 worker.state.counters.add(.barriers_total, 1);
-                if (route.buffer == null) line.barriers_before_record = true;
-                worker.gate(from, file, route, item.position);
+                if (worker.gate(from, file, route, item.position)) {
+                    line.shared_barrier_position = @min(line.shared_barrier_position, item.position);
+                } else if (route.buffer == null) line.barriers_before_record = true;
                 break :blk true;
             },
             else => {
@@ -693,7 +695,7 @@ pub const Worker = struct {
                 for (worker.served()) |each| {
                     const line = &each.lines[route.index];
                     if (!line.barriers_before_record) continue;
-                    const position = @min(line.first_record_position, line.gate_position);
+                    const position = @min(line.first_record_position, line.shared_barrier_position);
                     publishPositions(each, route, position, position);
                 }
             }
@@ -865,6 +867,7 @@ pub const Worker = struct {
             for (worker.served()) |each| {
                 const line = &each.lines[route.index];
                 line.barriers_before_record = false;
+                line.shared_barrier_position = Line.no_gate;
                 if (!committed or !line.touched) continue;
                 line.seen_position = @max(line.seen_position, @min(each.consumer.scan, line.gate_position));
                 line.touched = line.gate_position != Line.no_gate;
