@@ -173,8 +173,7 @@ pub const SimulatedDisk = struct {
         disk.misdirected.clearRetainingCapacity();
         if (crash == .process) {
             // What failed may land until its process is gone, what was under way until the lock is free.
-            for (disk.late.items) |late| disk.land(late);
-            disk.late.clearRetainingCapacity();
+            disk.settle();
             for (disk.under_way.items) |late| {
                 var delayed = late;
                 delayed.lands_at = disk.operation_count + 1 + disk.prng.random().uintLessThan(u64, 80);
@@ -195,6 +194,12 @@ pub const SimulatedDisk = struct {
         disk.names = disk.durable_names.clone(disk.arena()) catch unreachable;
         var inodes = disk.names.valueIterator();
         while (inodes.next()) |inode| disk.crashInode(inode.*, crash);
+    }
+
+    /// Everything that was late has landed: the process that left it behind is gone.
+    pub fn settle(disk: *SimulatedDisk) void {
+        for (disk.late.items) |late| disk.land(late);
+        disk.late.clearRetainingCapacity();
     }
 
     fn keeps(disk: *SimulatedDisk, crash: Crash) bool {

@@ -467,6 +467,7 @@ const Simulation = struct {
         const missing = try sim.arena.dupe(LsnRange, sim.log.?.recovery.missing);
         sim.log.?.close();
         sim.log = null;
+        sim.disk.settle();
         try sim.start();
         const log = sim.log orelse return;
         const second = sim.delivered[0].items;
