@@ -507,6 +507,10 @@ const Simulation = struct {
     fn strikeAll(sim: *Simulation) !void {
         const random = sim.prng.random();
         const copies = try sim.findCopies();
+        for (copies) |copy| {
+            // One end was hit before, and now the other was on its way when the power went.
+            if (!sim.hasAnEnd(copy.name)) sim.excuse(copy.lsn);
+        }
         for (sim.disk.misdirected.items) |write| try sim.misdirect(copies, write);
         for (0..random.uintLessThan(usize, 4)) |_| {
             switch (random.enumValue(enum { header, anything, stray })) {
@@ -624,6 +628,19 @@ const Simulation = struct {
         }
         sim.counts.strikes += 1;
         return true;
+    }
+
+    /// First or last block still says that it is a segment.
+    fn hasAnEnd(sim: *Simulation, name: []const u8) bool {
+        const contents = sim.disk.contents(path, name).?;
+        if (contents.len < segment_bytes) return false;
+        for ([_]u64{ 0, segment_bytes - wal.block_size }) |offset| {
+            const is_readable = for (sim.disk.unreadableOf(path, name)) |range| {
+                if (range.start < offset + wal.block_size and range.end > offset) break false;
+            } else true;
+            if (is_readable and reader_module.parseSegmentHeader(contents[@intCast(offset)..][0..wal.block_size]) == .valid) return true;
+        }
+        return false;
     }
 
     /// Whether the log can be asked to name what a hit there destroys.

@@ -180,8 +180,8 @@ pub const Segment = struct {
     scanned_end: ?u64 = null,
     /// Recovery: its first block does not say who it is.
     known_by_last_block: bool = false,
-    /// Recovery: its first and its last block name different segments.
-    ends_disagree: bool = false,
+    /// Recovery: where its first and its last block name different segments, how many groups speak for this one.
+    groups_counted: u64 = std.math.maxInt(u64),
 
     /// The list of segments that maintenance keeps, or the list of those that are new to it.
     next: ?*Segment = null,

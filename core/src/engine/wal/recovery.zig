@@ -30,6 +30,9 @@ pub const Pass = enum { survey, apply };
 pub const Visitor = struct {
     context: *anyopaque,
     visit: *const fn (context: *anyopaque, pass: Pass, header: *const wal.RecordHeader, payload: []const u8) error{VisitorStopped}!void,
+    /// Hears, after each group, how much of the log has been read, of how much: all passes together, the one before
+    /// the first record included.
+    progress: ?*const fn (context: *anyopaque, done_bytes: u64, total_bytes: u64) void = null,
 };
 
 pub const LsnRange = struct { first: u64, last: u64 };
@@ -82,6 +85,8 @@ const Candidate = struct {
     /// The first group of the segment that it is, looked for where first and last block do not agree on that, or the
     /// first says nothing. null: there is none.
     first_group: ?wal.GroupHeader = null,
+    /// How many there are, where the ends disagree.
+    groups_counted: u64 = 0,
 
     fn endsDisagree(candidate: *const Candidate) bool {
         if (mutant.is(.segment_ends_not_compared)) return false;
@@ -191,10 +196,10 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
                 continue;
             }
             // A copy of a segment, perhaps cut short, or only its header in a file that is another's: the one whose ends
-            // agree stays, then the longer one.
+            // agree stays, else the one that holds more of its groups, else the longer one.
             const other = &segments.items[twin.value_ptr.*];
-            const is_better = if (segment.ends_disagree != other.*.ends_disagree)
-                other.*.ends_disagree
+            const is_better = if (segment.groups_counted != other.*.groups_counted)
+                other.*.groups_counted < segment.groups_counted
             else
                 other.*.readable_bytes < segment.readable_bytes;
             if (is_better) {
@@ -257,7 +262,7 @@ fn openCheckpoint(log: *Log, block: *align(wal.block_size) [wal.block_size]u8) l
 }
 
 fn readCheckpoint(log: *Log, name: []const u8, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?wal.Checkpoint {
-    log.checkpoint_file = openPatiently(log, name) catch |err| file: {
+    log.checkpoint_file = openPatiently(log, name, log.direct) catch |err| file: {
         switch (err) {
             error.NotFound => {},
             error.InvalidArgument, error.IsADirectory, error.TooManySymlinks, error.NoSuchDevice => putAside(log, name, "not a regular file", .{}),
@@ -287,7 +292,7 @@ fn otherVersion(log: *Log, name: []const u8, version: u16) error{LogVersion} {
 }
 
 fn readCandidate(log: *Log, candidate: *Candidate, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!void {
-    const file = openPatiently(log, candidate.name) catch |err| switch (err) {
+    const file = openPatiently(log, candidate.name, for_reading) catch |err| switch (err) {
         // Of somebody else, or gone, or no file at all.
         error.NotFound, error.AccessDenied, error.NotPermitted, error.InvalidArgument, error.TooManySymlinks => return,
         else => {
@@ -324,7 +329,9 @@ fn readCandidate(log: *Log, candidate: *Candidate, block: *align(wal.block_size)
         } else if (by_last.first != null) break;
     }
     // One write that went astray can bring another segment's header and, right behind it, a group.
-    candidate.first_group = if (by_first.groups > by_last.groups) by_first.first else by_last.first;
+    const winner = if (by_first.groups > by_last.groups) by_first else by_last;
+    candidate.first_group = winner.first;
+    candidate.groups_counted = winner.groups;
 }
 
 /// Groups of one of two segments that a file may be.
@@ -338,13 +345,17 @@ const Tally = struct {
     }
 };
 
+/// Segments of earlier lives are read through the page cache, though they are written around it: recovery reads them
+/// three times, and the kernel reads ahead.
+const for_reading = false;
+
 /// A disk that fails now and then is asked again.
-fn openPatiently(log: *Log, name: []const u8) Error!storage_module.File {
+fn openPatiently(log: *Log, name: []const u8, direct: bool) Error!storage_module.File {
     for (1..reader_module.media_attempts_max) |_| {
-        return log.storage.open(log.directory, name, log.direct) catch |err|
+        return log.storage.open(log.directory, name, direct) catch |err|
             if (reader_module.isMediaError(err)) continue else return err;
     }
-    return log.storage.open(log.directory, name, log.direct);
+    return log.storage.open(log.directory, name, direct);
 }
 
 fn readExplained(log: *Log, name: []const u8, file: storage_module.File, block: *align(wal.block_size) [wal.block_size]u8, offset: u64) Error!u64 {
@@ -417,7 +428,7 @@ fn admit(log: *Log, candidate: *const Candidate) log_module.OpenError!?*Segment 
         .tidied = true,
     };
     segment.setName(name);
-    segment.ends_disagree = candidate.endsDisagree();
+    if (candidate.endsDisagree()) segment.groups_counted = candidate.groups_counted;
     if (!candidate.knownByFirstBlock()) {
         // The last block is mostly as it was when the segment was prepared. What became of it, its groups say.
         if (candidate.first_group) |group| {
@@ -464,15 +475,18 @@ pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
     defer log.allocator.free(window);
     const copy_buffer = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), copy_bytes);
     defer log.allocator.free(copy_buffer);
-    var walk = Walk{ .log = log, .window = window, .copy_buffer = copy_buffer };
+    var walk = Walk{ .log = log, .window = window, .copy_buffer = copy_buffer, .visitor = visitor };
     defer walk.deinit();
+    each = log.segments;
+    while (each) |segment| : (each = segment.next) {
+        if (upperLsn(segment) > log.applied_lsn) walk.pass_bytes += SegmentReader.groupsEnd(segment.size_bytes, segment.readable_bytes);
+    }
 
     log.recovery.applied_lsn = log.applied_lsn;
     try walk.findDurable();
     takeOverSpare(log);
     try walk.rewriteTail();
 
-    walk.visitor = visitor;
     try walk.run(.survey);
     log.recovery.last_lsn = walk.expected - 1;
     try walk.run(.apply);
@@ -509,7 +523,10 @@ const Walk = struct {
     log: *Log,
     window: []align(wal.block_size) u8,
     copy_buffer: []align(wal.block_size) u8,
-    visitor: ?Visitor = null,
+    visitor: Visitor,
+    /// Of what is read in one pass, and how far that has come in all passes.
+    pass_bytes: u64 = 0,
+    done_bytes: u64 = 0,
     /// Everything up to here was durable once.
     durable_lsn: u64 = 0,
     /// The next LSN that is to be delivered.
@@ -533,7 +550,7 @@ const Walk = struct {
         var close = false;
         const file = segment.file orelse file: {
             close = true;
-            break :file openPatiently(log, segment.name()) catch |err| switch (err) {
+            break :file openPatiently(log, segment.name(), for_reading) catch |err| switch (err) {
                 error.NotFound => return null,
                 else => {
                     log.explain("cannot open {s}/{s}: {s}", .{ log.path, segment.name(), @errorName(err) });
@@ -556,7 +573,10 @@ const Walk = struct {
             if (upperLsn(segment) <= log.applied_lsn) continue;
             var opened = try walk.open(segment) orelse continue;
             defer if (opened.close) log.storage.close(opened.reader.file);
+            const before = walk.done_bytes;
+            defer walk.done_bytes = before + SegmentReader.groupsEnd(segment.size_bytes, segment.readable_bytes);
             while (try walk.nextGroup(&opened.reader, segment)) |group| {
+                walk.tellProgress(before + opened.reader.position);
                 walk.durable_lsn = @max(walk.durable_lsn, group.header.durable_lsn);
             }
             // Mostly zeros lie behind; they need not be read again.
@@ -672,7 +692,10 @@ const Walk = struct {
     /// false: cut here, nothing beyond counts.
     fn runSegment(walk: *Walk, pass: Pass, segment: *Segment, upper: u64, reader: *SegmentReader) log_module.RecoverError!bool {
         const log = walk.log;
+        const before = walk.done_bytes;
+        defer walk.done_bytes = before + SegmentReader.groupsEnd(segment.size_bytes, segment.readable_bytes);
         while (try walk.nextGroup(reader, segment)) |group| {
+            walk.tellProgress(before + reader.position);
             if (group.skipped.length > 0) try walk.suspect(segment, group.skipped);
             if (group.lastLsn() < walk.expected) continue;
             if (group.header.first_lsn > upper) return true;
@@ -685,7 +708,7 @@ const Walk = struct {
                     if (lsn < walk.expected) continue;
                     if (lsn > walk.expected and !try walk.gap(pass, lsn - 1)) return false;
                     assert(lsn == walk.expected);
-                    try walk.visitor.?.visit(walk.visitor.?.context, pass, good.header, good.payload);
+                    try walk.visitor.visit(walk.visitor.context, pass, good.header, good.payload);
                     walk.expected = lsn + 1;
                     walk.suspects.clearRetainingCapacity();
                     if (pass == .survey) {
@@ -702,6 +725,13 @@ const Walk = struct {
             try walk.suspect(segment, try walk.trim(reader, tail));
         }
         return true;
+    }
+
+    fn tellProgress(walk: *Walk, done_bytes: u64) void {
+        const passes = 3;
+        const total_bytes = passes * walk.pass_bytes;
+        // The tail that was written anew is read too, and was not counted.
+        if (walk.visitor.progress) |progress| progress(walk.visitor.context, @min(done_bytes, total_bytes), total_bytes);
     }
 
     fn suspect(walk: *Walk, segment: *Segment, range: Range) log_module.RecoverError!void {
