@@ -2,6 +2,7 @@
 #
 #   make demo    build, then see an ordinary program become durable and survive SIGKILL
 #   make test    build, then all tests
+#   make fuzz    build, then the log on a simulated disk, seed after seed until stopped; SEED=… repeats one
 #   make bench   build, then the figures beside this machine's physical limits
 #   make check   formatting, lint, the cross-built aarch64 libraries, and the ring's model in more depth
 #   make build   everything into .venv, with .venv/bin/elgate
@@ -24,7 +25,7 @@ NATIVE_SOURCES := hatch_build.py $(shell find core -name '*.zig' -o -name '*.h')
 # A header's test is part of its library's root.
 ZIG_TESTS := $(filter-out core/src/header_%,$(sort $(wildcard core/src/*_test.zig)))
 
-.PHONY: build demo test test-zig test-client-sanitized test-ring-model test-python bench check clean $(ZIG_TESTS:%=test-%)
+.PHONY: build demo test test-zig test-client-sanitized test-ring-model test-python fuzz bench check clean $(ZIG_TESTS:%=test-%)
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.native
@@ -52,6 +53,9 @@ test-zig: $(ZIG_TESTS:%=test-%) test-client-sanitized test-ring-model
 $(ZIG_TESTS:%=test-%): test-%: build
 	$(ZIG_TEST) $*
 
+# It does little else than compute, over and over.
+test-core/src/wal_simulation_test.zig: ZIG_TEST += -OReleaseSafe
+
 # The client once more under ThreadSanitizer. It finds nothing without -fllvm; its verdict is the exit code.
 test-client-sanitized: build
 	$(ZIG_TEST) -fsanitize-thread core/src/client_test.zig
@@ -63,6 +67,15 @@ test-ring-model: build
 
 test-python: build
 	$(RUN) -m pytest -n 2
+
+# One core, until ctrl-C. SEED=… runs that seed alone and tells what happens; MUTANT=… breaks the log on purpose
+# (core/src/engine/wal/mutant.zig), SEEDS=… ends after so many.
+fuzz: export SEED := $(SEED)
+fuzz: export SEEDS := $(SEEDS)
+fuzz: export MUTANT := $(MUTANT)
+fuzz: build
+	$(ZIG) build-exe -OReleaseSafe -lc -fllvm -mcpu=$(ZIG_CPU_$(MACHINE)) core/src/wal_fuzz.zig -femit-bin=.zig-cache/wal_fuzz
+	.zig-cache/wal_fuzz
 
 bench: build
 	$(VENV)/bin/elgate bench ring

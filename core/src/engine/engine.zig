@@ -17,7 +17,8 @@ const Events = @import("events.zig").Events;
 const Control = @import("control.zig").Control;
 const Worker = @import("worker.zig").Worker;
 const Recovered = @import("worker.zig").Recovered;
-const Replay = @import("replay.zig").Replay;
+const replay_module = @import("replay.zig");
+const Replay = replay_module.Replay;
 const EngineKind = @import("disk/applier.zig").EngineKind;
 const maintenance = @import("maintenance.zig");
 const steps = @import("steps.zig");
@@ -47,6 +48,8 @@ pub const Settings = struct {
     checkpoint_bytes: u64,
     checkpoint_interval_ms: u32,
     routes: []const RouteSettings,
+    /// Called by the starting thread while a route's replay takes long.
+    progress: ?replay_module.Progress,
 };
 
 /// How long a start waits for the last queued write of a daemon that was killed.
@@ -59,6 +62,7 @@ pub const Engine = struct {
     worker: Worker,
     storage: storage_module.LinuxStorage,
     serving: bool,
+    progress: ?replay_module.Progress,
     socket_lock_fd: i32,
     log_lock_fd: i32,
     socket_path: [:0]u8,
@@ -74,6 +78,7 @@ pub const Engine = struct {
         errdefer allocator.destroy(engine);
         engine.allocator = allocator;
         engine.serving = false;
+        engine.progress = settings.progress;
 
         const socket_path = try text(allocator, settings.control_socket, failure);
         engine.socket_path = socket_path;
@@ -279,7 +284,13 @@ pub const Engine = struct {
     fn replayRoute(engine: *Engine, route: *Route, recovered: *Recovered, failure: *Failure) error{Failed}!void {
         const state = &engine.state;
         {
+            const run_memory = engine.allocator.alloc(u8, replay_module.run_bytes_max) catch
+                return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory while replaying route {s}", .{route.name});
+            defer engine.allocator.free(run_memory);
             var replay = Replay{
+                .tell = engine.progress,
+                .begun_ns = os.monotonicNs(),
+                .run_memory = run_memory,
                 .state = state,
                 .route = route,
                 .recovered = recovered,
@@ -303,6 +314,7 @@ pub const Engine = struct {
                     .route = route.name,
                     .records = replay.records,
                     .bytes = replay.bytes,
+                    .milliseconds = (os.monotonicNs() - replay.begun_ns) / std.time.ns_per_ms,
                     .quarantined = replay.quarantined,
                     .missing = recovery.missing_records,
                     .receipt = recovery.receipt_name,

@@ -15,6 +15,7 @@ const Route = @import("route.zig").Route;
 const Recovered = @import("worker.zig").Recovered;
 const log_module = @import("wal/log.zig");
 const quarantine = @import("quarantine.zig");
+const routes = @import("../format/routes.zig");
 
 /// What one file's records in the log add up to.
 const Known = struct {
@@ -28,6 +29,22 @@ const Known = struct {
     reported: bool = false,
 };
 
+pub const Progress = *const fn (route: [*:0]const u8, done_bytes: u64, total_bytes: u64) callconv(.c) void;
+
+const silent_ns = 2 * std.time.ns_per_s;
+const tell_every_ns = std.time.ns_per_s;
+
+/// Writes that follow one another in one file, gathered: many small records cost one system call.
+const Run = struct {
+    file: ?*File = null,
+    offset: u64 = 0,
+    length: usize = 0,
+    first_lsn: u64 = 0,
+    last_lsn: u64 = 0,
+    records: u64 = 0,
+};
+pub const run_bytes_max = 256 * 1024;
+
 pub const Replay = struct {
     state: *State,
     route: *Route,
@@ -37,6 +54,12 @@ pub const Replay = struct {
     bytes: u64 = 0,
     quarantined: u64 = 0,
     last_lsn: u64 = 0,
+    /// Hears how far it is, about once a second, once it takes long.
+    tell: ?Progress,
+    begun_ns: u64,
+    told_ns: u64 = 0,
+    run: Run = .{},
+    run_memory: []u8,
 
     pub fn deinit(replay: *Replay) void {
         var entries = replay.known.valueIterator();
@@ -47,7 +70,18 @@ pub const Replay = struct {
     }
 
     pub fn visitor(replay: *Replay) log_module.Visitor {
-        return .{ .context = replay, .visit = visit };
+        return .{ .context = replay, .visit = visit, .progress = progress };
+    }
+
+    fn progress(context: *anyopaque, done_bytes: u64, total_bytes: u64) void {
+        const replay: *Replay = @ptrCast(@alignCast(context));
+        const tell = replay.tell orelse return;
+        const now_ns = os.monotonicNs();
+        if (now_ns - replay.begun_ns < silent_ns or now_ns - replay.told_ns < tell_every_ns) return;
+        replay.told_ns = now_ns;
+        var name: [routes.name_bytes_max + 1]u8 = undefined;
+        const route = std.fmt.bufPrintZ(&name, "{s}", .{replay.route.name}) catch return;
+        tell(route, done_bytes, total_bytes);
     }
 
     fn visit(context: *anyopaque, pass: log_module.Pass, header: *const wal.RecordHeader, payload: []const u8) error{VisitorStopped}!void {
@@ -108,6 +142,9 @@ pub const Replay = struct {
             else => file.end,
         };
         if (file.failed_errno != 0) return; // in order, or not at all
+        if (kind == .write and payload.len <= run_bytes_max) return replay.gather(file, header, payload);
+        replay.flush();
+        if (file.failed_errno != 0) return;
         const errno = switch (kind) {
             .write => writeAll(file.fd, payload, header.offset),
             .truncate => os.check(linux.ftruncate(file.fd, @intCast(header.offset))).err(),
@@ -117,18 +154,47 @@ pub const Replay = struct {
                 0,
             else => unreachable,
         };
+        replay.noteApplied(file, errno, header.lsn, header.lsn, 1, payload.len);
+    }
+
+    /// In order: what is gathered goes out before anything that does not follow it.
+    fn gather(replay: *Replay, file: *File, header: *const wal.RecordHeader, payload: []const u8) void {
+        const run = &replay.run;
+        const follows = run.file == file and run.offset + run.length == header.offset and
+            run.length + payload.len <= replay.run_memory.len;
+        if (!follows) {
+            replay.flush();
+            if (file.failed_errno != 0) return;
+            run.* = .{ .file = file, .offset = header.offset, .first_lsn = header.lsn };
+        }
+        @memcpy(replay.run_memory[run.length..][0..payload.len], payload);
+        run.length += payload.len;
+        run.last_lsn = header.lsn;
+        run.records += 1;
+    }
+
+    /// Writes what is gathered.
+    fn flush(replay: *Replay) void {
+        const run = replay.run;
+        const file = run.file orelse return;
+        replay.run = .{};
+        const errno = writeAll(file.fd, replay.run_memory[0..run.length], run.offset);
+        replay.noteApplied(file, errno, run.first_lsn, run.last_lsn, run.records, run.length);
+    }
+
+    fn noteApplied(replay: *Replay, file: *File, errno: i32, first_lsn: u64, last_lsn: u64, records: u64, bytes: u64) void {
         if (errno != 0) {
             // The log keeps this window: the next start tries again.
             replay.route.checkpoint_blocked = true;
             // Nothing may be appended where what is missing belongs: it takes nothing until then.
             file.failed_errno = errno;
             file.unreplayed = true;
-            replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = header.lsn, .errno = errno });
+            replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = first_lsn, .errno = errno });
             return;
         }
-        file.last_lsn = header.lsn;
-        replay.records += 1;
-        replay.bytes += payload.len;
+        file.last_lsn = last_lsn;
+        replay.records += records;
+        replay.bytes += bytes;
     }
 
     /// The file as it can be opened now; null where it is gone.
@@ -162,7 +228,9 @@ pub const Replay = struct {
 
     /// Opens every file that the log names, also those without records: the ring may still hold some for them,
     /// and their mark must be taken off in the end.
+    /// After the recovery. All that was gathered is written then.
     pub fn locateAll(replay: *Replay) !void {
+        replay.flush();
         var entries = replay.known.iterator();
         while (entries.next()) |pair| _ = try replay.locate(pair.key_ptr.*, pair.value_ptr);
     }

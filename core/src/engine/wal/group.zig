@@ -163,13 +163,23 @@ pub const Group = struct {
         }
     };
 
-    /// Makes the group ready for one segment: stamps and seals every header. For `Log.commit`, which calls it
-    /// again where the group goes to another segment.
-    pub fn stamp(group: *Group, segment_id: u64, durable_lsn: u64, realtime_ns: u64) void {
+    /// Where a group goes.
+    pub const Place = struct {
+        segment_id: u64,
+        segment_first_lsn: u64,
+        segment_epoch: u64,
+        /// In the segment; a multiple of the block size.
+        offset: u64,
+    };
+
+    /// Makes the group ready for its place: stamps and seals every header. For `Log.commit`, which calls it again
+    /// where the group goes to another segment.
+    pub fn stamp(group: *Group, place: Place, durable_lsn: u64, realtime_ns: u64) void {
         assert(group.record_count > 0);
+        assert(place.offset % wal.block_size == 0);
         var iterator = group.records();
         while (iterator.next()) |slot| {
-            slot.header.segment_id = segment_id;
+            slot.header.segment_id = place.segment_id;
             slot.header.header_checksum = slot.header.computeChecksum();
         }
         assert(iterator.offset == group.length_bytes);
@@ -177,14 +187,18 @@ pub const Group = struct {
         header.* = .{
             .header_checksum = 0,
             .magic = wal.group_magic,
-            .segment_id = segment_id,
+            .segment_id = place.segment_id,
             .first_lsn = group.first_lsn,
             .durable_lsn = durable_lsn,
             .record_count = group.record_count,
             .length_bytes = group.length_bytes,
             .written_realtime_ns = realtime_ns,
             .version = wal.version,
-            .reserved = @splat(0),
+            .reserved_0 = 0,
+            .block = @intCast(place.offset / wal.block_size),
+            .segment_first_lsn = place.segment_first_lsn,
+            .segment_epoch = place.segment_epoch,
+            .reserved_1 = @splat(0),
         };
         header.header_checksum = header.computeChecksum();
         @memset(group.memory[group.length_bytes..group.commitBytes()], 0);
