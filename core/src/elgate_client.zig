@@ -97,7 +97,11 @@ pub export fn elgate_drain(fd: c_int) c_int {
 }
 
 pub export fn elgate_drain_all() c_int {
-    return files.drainAll();
+    return files.drainAll(-1);
+}
+
+pub export fn elgate_drain_all_within(timeout_ms: i64) c_int {
+    return files.drainAll(timeout_ms);
 }
 
 pub export fn elgate_close(fd: c_int) c_int {
@@ -127,7 +131,7 @@ pub export fn elgate_wait(fd: c_int, ticket: u64, level: c_int, timeout_ms: i64)
 }
 
 pub export fn elgate_before_fork() c_int {
-    return files.drainAll();
+    return files.drainAll(-1);
 }
 
 pub export fn elgate_after_fork_in_child() void {
@@ -172,7 +176,7 @@ pub export fn elgate_stop() c_int {
             return 0;
         },
     }
-    const result = files.drainAll();
+    const result = files.drainAll(-1);
     files.detachThread();
     session.stop();
     return result;

@@ -597,6 +597,7 @@ fn awaitPosition(use: *Use, ticket: Ticket, levels: wait.Levels, deadline_ns: u6
         if (!session.isCurrent(sequence)) continue;
         if (done) return 0;
         if (errno != 0) return negativeErrno(errno);
+        if (wait.patience.isOver()) return system.negative(.TIMEDOUT);
         if (deadline_ns != wait.no_deadline and system.monotonicNs() >= deadline_ns) return system.negative(.TIMEDOUT);
         if (wait.forPosition(line, generation, ticket.position, deadline_ns) != .timed_out) continue;
         if (wait.reached(line, ticket.position, levels)) {
@@ -912,11 +913,19 @@ pub fn drain(fd: i32) i32 {
     return if (result != 0) shown(result) else deferredError(use.file, .peek);
 }
 
-pub fn drainAll() i32 {
+/// What this process has written, to whichever file; the first error. `timeout_ms` < 0: as long as any wait.
+pub fn drainAll(timeout_ms: i64) i32 {
+    const before = wait.patience;
+    defer wait.patience = before;
+    if (timeout_ms >= 0) {
+        const limit_ns = @as(u64, @intCast(timeout_ms)) *| std.time.ns_per_ms;
+        wait.patience.deadline_ns = @min(before.deadline_ns, system.monotonicNs() +| limit_ns);
+    }
     var first: i32 = 0;
     for (0..descriptors.used()) |fd| {
         const result = drain(@intCast(fd));
         if (first == 0) first = result;
+        if (result == system.negative(.TIMEDOUT)) break;
     }
     return first;
 }

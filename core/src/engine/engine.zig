@@ -156,7 +156,7 @@ pub const Engine = struct {
         engine.segments_thread.join();
         engine.checkpoints_thread.join();
         // Clients learn of it by the hang-up; what they put into the ring from now on waits for the next start.
-        _ = linux.unlink(engine.socket_path);
+        if (isSocket(engine.socket_path) == true) _ = linux.unlink(engine.socket_path);
         engine.control.stop();
         engine.control_thread.join();
         const drained = state.drained;
@@ -437,6 +437,13 @@ fn placeApart(directory: [:0]const u8) void {
     _ = os.check(linux.ioctl(@intCast(fd), set_flags, @intFromPtr(&flags)));
 }
 
+/// null: there is nothing.
+fn isSocket(path: [:0]const u8) ?bool {
+    var buffer: linux.Statx = undefined;
+    const looked = os.check(linux.statx(linux.AT.FDCWD, path, linux.AT.SYMLINK_NOFOLLOW, linux.STATX_TYPE, &buffer));
+    return if (looked == .errno) null else buffer.mode & linux.S.IFMT == linux.S.IFSOCK;
+}
+
 fn listen(path: [:0]const u8, settings: *const Settings, failure: *Failure) error{Failed}!i32 {
     var address = linux.sockaddr.un{ .path = @splat(0) };
     if (path.len >= address.path.len) return failure.set(@intFromEnum(linux.E.NAMETOOLONG), "the control socket's path has {d} bytes, a Unix socket's can have {d}: {s}", .{ path.len, address.path.len - 1, path });
@@ -446,8 +453,11 @@ fn listen(path: [:0]const u8, settings: *const Settings, failure: *Failure) erro
         .errno => |errno| return failure.set(errno, "cannot make the control socket: {s}", .{Failure.nameOf(errno)}),
     };
     errdefer os.close(fd);
-    // We hold the lock: a socket that is there belongs to a daemon that is gone.
-    _ = linux.unlink(path);
+    if (isSocket(path)) |is_socket| {
+        if (!is_socket) return failure.set(@intFromEnum(linux.E.EXIST), "{s} is there, and is not a socket: control.socket must name a place of its own. Set another, or move what is there away", .{path});
+        // We hold the lock: it belongs to a daemon that is gone.
+        _ = linux.unlink(path);
+    }
     const bound = os.check(linux.bind(fd, @ptrCast(&address), @sizeOf(linux.sockaddr.un))).err();
     if (bound != 0) return failure.set(bound, "cannot bind the control socket {s}: {s}. Its directory must exist and be writable for this user", .{ path, Failure.nameOf(bound) });
     _ = linux.chmod(path, settings.control_mode);
