@@ -1,12 +1,10 @@
-//! What must not hold up the worker: segments made ready ahead of need, and checkpoints. Each has a thread of
-//! its own, so that a target whose sync hangs does not keep the log from growing.
+//! What of the logs must not hold up the worker: segments made ready ahead of need, and the cursors of checkpoints. Each
+//! has a thread of its own, so that a cursor whose write hangs does not keep the logs from growing.
 
 const std = @import("std");
-const linux = std.os.linux;
 const os = @import("os.zig");
 const State = @import("state.zig").State;
 const Route = @import("route.zig").Route;
-const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const log_module = @import("wal/log.zig");
 
@@ -25,7 +23,7 @@ pub fn prepareSegments(state: *State) void {
     }.once);
 }
 
-/// Thread body: does the checkpoints that the worker hands over, until the worker has ended.
+/// Thread body: writes the cursors of the checkpoints whose targets the worker has had synced, until the worker has ended.
 pub fn checkpointRoutes(state: *State) void {
     runUntilEnd(state, struct {
         fn once(s: *State, route: *Route) void {
@@ -47,22 +45,12 @@ fn runUntilEnd(state: *State, once: *const fn (*State, *Route) void) void {
     }
 }
 
-/// Targets first, then the cursor, then the segments below it: whatever cuts this short, the log still holds
+/// The targets are synced: now the cursor, then the segments below it. Whatever cuts this short, the log still holds
 /// all that may not be in a target.
 fn checkpoint(state: *State, route: *Route) bool {
     const job = &route.checkpoint;
-    for (job.files.items) |file| {
-        const errno = os.check(linux.fdatasync(file.fd)).err();
-        if (errno == 0) continue;
-        job.failed_file = file;
-        job.errno = errno;
-        state.events.post(.@"error", "target_sync_failed", .{ .route = route.name, .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
-        return false;
-    }
     steps.reached(.targets_synced);
     route.log.checkpoint(job.lsn) catch |err| {
-        job.failed_file = null;
-        job.errno = @intFromEnum(linux.E.IO);
         state.events.post(.@"error", "checkpoint_failed", .{ .route = route.name, .lsn = job.lsn, .@"error" = @errorName(err) });
         return false;
     };

@@ -15,6 +15,7 @@ const Route = @import("route.zig").Route;
 const Recovered = @import("worker.zig").Recovered;
 const log_module = @import("wal/log.zig");
 const quarantine = @import("quarantine.zig");
+const rewrite = @import("rewrite.zig");
 
 /// What one file's records in the log add up to.
 const Known = struct {
@@ -26,6 +27,8 @@ const Known = struct {
     /// Looked for and not found: its records go to the quarantine.
     lost: bool = false,
     reported: bool = false,
+    /// Something has been applied to it.
+    written: bool = false,
 };
 
 pub const Replay = struct {
@@ -107,26 +110,19 @@ pub const Replay = struct {
             .write => @max(file.end, header.offset + payload.len),
             else => file.end,
         };
+        file.last_lsn = header.lsn;
         if (file.failed_errno != 0) return; // in order, or not at all
-        const errno = switch (kind) {
-            .write => writeAll(file.fd, payload, header.offset),
-            .truncate => os.check(linux.ftruncate(file.fd, @intCast(header.offset))).err(),
-            .allocate => if (payload.len == 8)
-                os.check(linux.fallocate(file.fd, @bitCast(header.argument), @intCast(header.offset), @intCast(std.mem.readInt(u64, payload[0..8], .little)))).err()
-            else
-                0,
-            else => unreachable,
-        };
+        // The daemon before may have been killed while a sync of its was failing.
+        const dropped = if (known.written) 0 else files.dropPages(file.sync_fd);
+        known.written = true;
+        const errno = if (dropped != 0) dropped else rewrite.apply(file.fd, header, payload);
         if (errno != 0) {
-            // The log keeps this window: the next start tries again.
-            replay.route.checkpoint_blocked = true;
-            // Nothing may be appended where what is missing belongs: it takes nothing until then.
+            // Nothing may be appended where what is missing belongs: it takes nothing until that is there.
             file.failed_errno = errno;
-            file.unreplayed = true;
+            file.rewrite_lsn = header.lsn;
             replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = header.lsn, .errno = errno });
             return;
         }
-        file.last_lsn = header.lsn;
         replay.records += 1;
         replay.bytes += payload.len;
     }
@@ -142,7 +138,9 @@ pub const Replay = struct {
         const allocator = replay.state.allocator;
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
-        file.* = .{ .file_id = file_id, .route = replay.route.index, .identity = identity.*, .fd = fd, .identity_lsn = known.identity_lsn, .last_lsn = known.identity_lsn };
+        const sync_fd = files.openForSync(fd);
+        errdefer if (sync_fd != fd) os.close(sync_fd);
+        file.* = .{ .file_id = file_id, .route = replay.route.index, .log = replay.route.log, .identity = identity.*, .fd = fd, .sync_fd = sync_fd, .identity_lsn = known.identity_lsn, .last_lsn = known.identity_lsn, .fence_lsn = known.fence_lsn };
         // The device's number may have changed with a reboot, the path with a rename.
         if (os.statOf(fd) == .stat) file.identity.blob.device = os.statOf(fd).stat.device;
         var path: [4096]u8 = undefined;
@@ -178,19 +176,5 @@ pub const Replay = struct {
             .silent = known.reported, // once per file
         });
         known.reported = true;
-    }
-
-    fn writeAll(fd: i32, payload: []const u8, offset: u64) i32 {
-        var done: usize = 0;
-        while (done < payload.len) {
-            switch (os.check(linux.pwrite(fd, payload.ptr + done, payload.len - done, @intCast(offset + done)))) {
-                .value => |count| {
-                    if (count == 0) return @intFromEnum(linux.E.IO);
-                    done += count;
-                },
-                .errno => |errno| if (errno != @intFromEnum(linux.E.INTR)) return errno,
-            }
-        }
-        return 0;
     }
 };
