@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import pytest
 
@@ -19,6 +19,12 @@ BLOCK_BYTES = 4096
 UNMOUNT_LIMIT_S = 30.0
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+
+
+def thaw_all() -> None:
+    """Before anything is ended that may hang: not even SIGKILL ends it."""
+    for frozen in list(Ext4.frozen):
+        frozen.thaw()
 
 
 def run(*command: str | Path) -> str:
@@ -84,10 +90,11 @@ class Tmpfs(Mounted):
 class Ext4(Mounted):
     """An ext4 file system in the file `image`, through a loop device."""
 
+    frozen: ClassVar[list[Ext4]] = []
+
     def __init__(self, mount_point: Path, image: Path, size_bytes: int) -> None:
         super().__init__(mount_point)
         self.image = image
-        self.frozen = False
         with open(image, "wb") as file:
             file.truncate(size_bytes)
         run(
@@ -102,12 +109,12 @@ class Ext4(Mounted):
     def freeze(self) -> None:
         """Whoever writes to it, or syncs, hangs until `thaw`."""
         run("fsfreeze", "-f", self.mount_point)
-        self.frozen = True
+        self.frozen.append(self)
 
     def thaw(self) -> None:
-        if self.frozen:
+        if self in self.frozen:
+            self.frozen.remove(self)
             run("fsfreeze", "-u", self.mount_point)
-            self.frozen = False
 
     def close(self) -> None:
         self.thaw()
@@ -152,3 +159,23 @@ class ThinExt4(Ext4):
     def close(self) -> None:
         super().close()
         self.memory.close()
+
+
+class StallingExt4(Ext4):
+    """The same on another file system that can be frozen: then its disk takes nothing more, and whoever waits for it
+    hangs, while writes into the page cache go on."""
+
+    def __init__(self, directory: Path, mount_point: Path, size_bytes: int) -> None:
+        self.below = Ext4(directory / "below", directory / "below.img", 2 * size_bytes)
+        super().__init__(mount_point, self.below.mount_point / "disk.img", size_bytes)
+
+    def freeze(self) -> None:
+        self.below.freeze()
+
+    def thaw(self) -> None:
+        self.below.thaw()
+
+    def close(self) -> None:
+        super().close()
+        self.unmount()
+        self.below.close()

@@ -4,12 +4,13 @@ errors are the right ones, and all is well again once the fault has ended, witho
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from disks import Ext4, ThinExt4, Tmpfs, needs_root
+from disks import Ext4, StallingExt4, ThinExt4, needs_root, thaw_all
 from formats import LOG
 from programs import Appender, wait_until
 
@@ -52,6 +53,7 @@ def appender(elgate_daemon_stopped: ChildDaemon, stack: ExitStack) -> Callable[[
 @pytest.fixture(autouse=True)
 def daemon_goes_first(elgate_daemon_stopped: ChildDaemon, stack: ExitStack) -> Iterator[None]:
     yield
+    thaw_all()
     # Descriptors below what is mounted.
     if elgate_daemon_stopped.process is not None and elgate_daemon_stopped.process.poll() is None:
         elgate_daemon_stopped.kill()
@@ -115,3 +117,56 @@ def test_what_a_failed_sync_lost_is_written_again_from_the_log(
     Ext4.mount(disk)
     found = bad.path.read_bytes()
     assert bad.missing(found) == [], (len(found), found[:8], [found[i << 19] for i in range(len(found) >> 19)])
+
+
+# ---- a target whose sync hangs ------------------------------------------------------------------------------------
+
+
+@two_routes(checkpoint_interval="10min")
+@engines
+def test_a_fence_on_a_disk_that_hangs_holds_up_nobody_else(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, appender: Callable[[str], Appender], engine: str
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(StallingExt4(daemon.directory, daemon.route_dir / "bad", 64 * MIB))
+    start(daemon, engine)
+    bad, good = appender("bad/file"), appender("good/file")
+    assert bad.append("one") == 0
+    assert good.append("one") == 0
+    disk.freeze()
+    bad.begin("fence")
+    for number in range(20):
+        assert good.append(f"{number}", limit_s=5) == 0
+    assert bad.answers.empty()
+    disk.thaw()
+    assert bad.answer() == 0
+    assert bad.missing(bad.path.read_bytes()) == []
+
+
+@two_routes(checkpoint_interval="10min")
+@engines
+def test_a_foreign_truncate_on_a_disk_that_hangs_holds_up_nobody_else(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, appender: Callable[[str], Appender], engine: str
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(StallingExt4(daemon.directory, daemon.route_dir / "bad", 64 * MIB))
+    start(daemon, engine)
+    bad, good = appender("bad/file"), appender("good/file")
+    assert bad.append("one, that somebody cuts off") == 0
+    assert good.append("one") == 0
+    os.truncate(bad.path, 4)
+    disk.freeze()
+    assert bad.do("write two") == 0
+    assert bad.do("write three") == 0
+    bad.begin("sync")
+    for number in range(20):
+        assert good.append(f"{number}", limit_s=5) == 0
+    assert bad.answers.empty()
+    disk.thaw()
+    assert bad.answer() == 0
+    assert bad.path.read_bytes() == b"one,two\nthree\n"
+    daemon.kill()
+    daemon.start()
+    assert bad.append("four") == 0
+    assert bad.path.read_bytes() == b"one,two\nthree\nfour\n"
+    assert daemon.events("foreign_truncate")
