@@ -345,6 +345,11 @@ fn objection(use: *Use, standing: *const Standing) i32 {
         const result = leave(use, .{ .fenced_elsewhere = {} });
         return if (result == 0) native else result;
     }
+    // What a daemon said that is gone does not count: the next one may find that all is well.
+    if (session.daemonIsGone(standing.sequence)) {
+        session.reconnect(standing.sequence) catch |err| return errnoOf(err);
+        return 0;
+    }
     return negativeErrno(if (file_errno != 0) file_errno else route_errno);
 }
 

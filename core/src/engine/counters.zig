@@ -30,6 +30,7 @@ pub const Counter = enum(u32) {
     foreign_truncates_total,
     checkpoints_total,
     checkpoint_failures_total,
+    target_sync_failures_total,
     replayed_records_total,
     replayed_bytes_total,
     ring_slots_recovered_total,

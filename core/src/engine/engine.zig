@@ -167,7 +167,7 @@ pub const Engine = struct {
     /// After `stop`, once nobody reads events any more.
     pub fn destroy(engine: *Engine) void {
         // A thread that hangs in a file system still looks at all this: it goes with the process.
-        if (engine.worker.applier.in_flight > 0) return;
+        if (engine.worker.isStuck()) return;
         const state = &engine.state;
         const allocator = engine.allocator;
         engine.worker.deinit();
@@ -175,8 +175,7 @@ pub const Engine = struct {
         for (0..state.routeCount()) |index| {
             const route = state.route(@intCast(index));
             route.log.close();
-            route.checkpoint.files.deinit(allocator);
-            route.checkpoint_next.deinit(allocator);
+            route.replayed.deinit(allocator);
             allocator.free(route.name);
             allocator.free(route.pattern);
             allocator.destroy(route);
@@ -326,8 +325,9 @@ pub const Engine = struct {
                 const file = entry.file orelse continue;
                 engine.control.adopt(file);
                 state.counters.add(.files_open, 1);
-                file.dirty = true;
-                route.checkpoint_next.append(engine.allocator, file) catch
+                // Also those without records: then they are let go of.
+                file.unsynced_lsn = recovery.applied_lsn + 1;
+                route.replayed.append(engine.allocator, file) catch
                     return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory while replaying route {s}", .{route.name});
             }
         }

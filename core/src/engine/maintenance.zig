@@ -1,12 +1,10 @@
-//! What must not hold up the worker: segments made ready ahead of need, and checkpoints. Each has a thread of
-//! its own, so that a target whose sync hangs does not keep the log from growing.
+//! What of the logs must not hold up the worker: segments made ready ahead of need, and the cursors of checkpoints. Each
+//! has a thread of its own, so that a cursor whose write hangs does not keep the logs from growing.
 
 const std = @import("std");
-const linux = std.os.linux;
 const os = @import("os.zig");
 const State = @import("state.zig").State;
 const Route = @import("route.zig").Route;
-const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const log_module = @import("wal/log.zig");
 const storage_module = @import("wal/storage.zig");
@@ -27,7 +25,7 @@ pub fn prepareSegments(state: *State) void {
     }.once);
 }
 
-/// Thread body: does the checkpoints that the worker hands over, until the worker has ended.
+/// Thread body: writes the cursors of the checkpoints whose targets the worker has had synced, until the worker has ended.
 pub fn checkpointRoutes(state: *State) void {
     runUntilEnd(state, struct {
         fn once(s: *State, route: *Route) void {
@@ -62,16 +60,8 @@ const Steps = struct {
     state: *State,
     route: *Route,
 
-    pub fn syncTargets(self: Steps) bool {
-        const job = &self.route.checkpoint;
-        for (job.files.items) |file| {
-            const errno = os.check(linux.fdatasync(file.fd)).err();
-            if (errno == 0) continue;
-            job.failed_file = file;
-            job.errno = errno;
-            self.state.events.post(.@"error", "target_sync_failed", .{ .route = self.route.name, .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
-            return false;
-        }
+    /// Their lanes have done that before the job came here (see Worker.checkpoint).
+    pub fn syncTargets(_: Steps) bool {
         steps.reached(.targets_synced);
         return true;
     }
@@ -82,8 +72,6 @@ const Steps = struct {
 
     pub fn cursorFailed(self: Steps, err: storage_module.Error) void {
         const job = &self.route.checkpoint;
-        job.failed_file = null;
-        job.errno = @intFromEnum(linux.E.IO);
         self.state.events.post(.@"error", "checkpoint_failed", .{ .route = self.route.name, .lsn = job.lsn, .@"error" = @errorName(err) });
     }
 

@@ -16,6 +16,7 @@ const Recovered = @import("worker.zig").Recovered;
 const log_module = @import("wal/log.zig");
 const quarantine = @import("quarantine.zig");
 const routes = @import("../format/routes.zig");
+const rewrite = @import("rewrite.zig");
 
 /// What one file's records in the log add up to.
 const Known = struct {
@@ -27,6 +28,8 @@ const Known = struct {
     /// Looked for and not found: its records go to the quarantine.
     lost: bool = false,
     reported: bool = false,
+    /// Something has been applied to it.
+    written: bool = false,
 };
 
 pub const Progress = *const fn (route: [*:0]const u8, done_bytes: u64, total_bytes: u64) callconv(.c) void;
@@ -40,7 +43,6 @@ const Run = struct {
     offset: u64 = 0,
     length: usize = 0,
     first_lsn: u64 = 0,
-    last_lsn: u64 = 0,
     records: u64 = 0,
 };
 pub const run_bytes_max = 256 * 1024;
@@ -141,20 +143,18 @@ pub const Replay = struct {
             .write => @max(file.end, header.offset + payload.len),
             else => file.end,
         };
+        file.last_lsn = header.lsn;
         if (file.failed_errno != 0) return; // in order, or not at all
+        if (!known.written) {
+            // The daemon before may have been killed while a sync of its was failing.
+            const dropped = files.dropPages(file.sync_fd);
+            known.written = true;
+            if (dropped != 0) return replay.noteApplied(file, dropped, header.lsn, 1, payload.len);
+        }
         if (kind == .write and payload.len <= run_bytes_max) return replay.gather(file, header, payload);
         replay.flush();
         if (file.failed_errno != 0) return;
-        const errno = switch (kind) {
-            .write => writeAll(file.fd, payload, header.offset),
-            .truncate => os.check(linux.ftruncate(file.fd, @intCast(header.offset))).err(),
-            .allocate => if (payload.len == 8)
-                os.check(linux.fallocate(file.fd, @bitCast(header.argument), @intCast(header.offset), @intCast(std.mem.readInt(u64, payload[0..8], .little)))).err()
-            else
-                0,
-            else => unreachable,
-        };
-        replay.noteApplied(file, errno, header.lsn, header.lsn, 1, payload.len);
+        replay.noteApplied(file, rewrite.apply(file.fd, header, payload), header.lsn, 1, payload.len);
     }
 
     /// In order: what is gathered goes out before anything that does not follow it.
@@ -169,7 +169,6 @@ pub const Replay = struct {
         }
         @memcpy(replay.run_memory[run.length..][0..payload.len], payload);
         run.length += payload.len;
-        run.last_lsn = header.lsn;
         run.records += 1;
     }
 
@@ -178,21 +177,18 @@ pub const Replay = struct {
         const run = replay.run;
         const file = run.file orelse return;
         replay.run = .{};
-        const errno = writeAll(file.fd, replay.run_memory[0..run.length], run.offset);
-        replay.noteApplied(file, errno, run.first_lsn, run.last_lsn, run.records, run.length);
+        const errno = rewrite.writeAll(file.fd, replay.run_memory[0..run.length], run.offset);
+        replay.noteApplied(file, errno, run.first_lsn, run.records, run.length);
     }
 
-    fn noteApplied(replay: *Replay, file: *File, errno: i32, first_lsn: u64, last_lsn: u64, records: u64, bytes: u64) void {
+    fn noteApplied(replay: *Replay, file: *File, errno: i32, first_lsn: u64, records: u64, bytes: u64) void {
         if (errno != 0) {
-            // The log keeps this window: the next start tries again.
-            replay.route.checkpoint_blocked = true;
-            // Nothing may be appended where what is missing belongs: it takes nothing until then.
+            // Nothing may be appended where what is missing belongs: it takes nothing until that is there.
             file.failed_errno = errno;
-            file.unreplayed = true;
+            file.rewrite_lsn = first_lsn;
             replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = first_lsn, .errno = errno });
             return;
         }
-        file.last_lsn = last_lsn;
         replay.records += records;
         replay.bytes += bytes;
     }
@@ -208,7 +204,9 @@ pub const Replay = struct {
         const allocator = replay.state.allocator;
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
-        file.* = .{ .file_id = file_id, .route = replay.route.index, .identity = identity.*, .fd = fd, .identity_lsn = known.identity_lsn, .last_lsn = known.identity_lsn };
+        const sync_fd = files.openForSync(fd);
+        errdefer if (sync_fd != fd) os.close(sync_fd);
+        file.* = .{ .file_id = file_id, .route = replay.route.index, .log = replay.route.log, .identity = identity.*, .fd = fd, .sync_fd = sync_fd, .identity_lsn = known.identity_lsn, .last_lsn = known.identity_lsn, .fence_lsn = known.fence_lsn };
         // The device's number may have changed with a reboot, the path with a rename.
         if (os.statOf(fd) == .stat) file.identity.blob.device = os.statOf(fd).stat.device;
         var path: [4096]u8 = undefined;
@@ -246,19 +244,5 @@ pub const Replay = struct {
             .silent = known.reported, // once per file
         });
         known.reported = true;
-    }
-
-    fn writeAll(fd: i32, payload: []const u8, offset: u64) i32 {
-        var done: usize = 0;
-        while (done < payload.len) {
-            switch (os.check(linux.pwrite(fd, payload.ptr + done, payload.len - done, @intCast(offset + done)))) {
-                .value => |count| {
-                    if (count == 0) return @intFromEnum(linux.E.IO);
-                    done += count;
-                },
-                .errno => |errno| if (errno != @intFromEnum(linux.E.INTR)) return errno,
-            }
-        }
-        return 0;
     }
 };

@@ -55,8 +55,14 @@ pub const Line = struct {
     shared_barrier_position: u64 = no_gate,
     /// No position is published beyond: a barrier that waits until other rings have been looked at.
     gate_position: u64 = no_gate,
+    /// Nor beyond this: an operation that waits for its file's fence, and is in no buffer yet.
+    deferred_position: u64 = no_gate,
 
     pub const no_gate: u64 = std.math.maxInt(u64);
+
+    pub fn limit(line: *const Line) u64 {
+        return @min(line.gate_position, line.deferred_position);
+    }
 };
 
 pub const ServedRing = struct {
