@@ -413,6 +413,50 @@ def test_no_record_of_another_process_stands_behind_a_fence(elgate_daemon: Child
     assert late.wait(LIMIT_S) == 0
 
 
+GIVE_AWAY = """
+import subprocess
+file = open(sys.argv[1], "ab", 0)
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+print("given away", flush=True)
+for line in sys.stdin:
+    child.stdin.write(line.encode())
+    child.stdin.flush()
+child.stdin.close()
+child.wait()
+"""
+
+APPEND_AND_COUNT = """
+import elgate
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+for number in range(100):
+    os.write(fd, b"ours\\n")
+print(elgate.status()["native_bytes"], flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_file_given_to_a_child_before_its_first_write_is_native_for_everybody(elgate_daemon: ChildDaemon) -> None:
+    daemon = elgate_daemon
+    path = daemon.route_dir / "given.log"
+    giver = program(daemon, GIVE_AWAY, str(path))
+    assert said(giver) == "given away"
+    other = program(daemon, APPEND_AND_COUNT, str(path))
+    assert said(other) == "5"  # and the rest goes by without asking
+    say(giver, "theirs")
+    wait_until(lambda: b"theirs" in path.read_bytes(), "the child writes")
+    for application in (giver, other):
+        assert application.stdin is not None
+        application.stdin.close()
+        assert application.wait(LIMIT_S) == 0
+    assert path.read_bytes() == b"ours\n" * 100 + b"theirs\n"
+    # Nobody has it open any more.
+    wait_until(lambda: len(daemon.events("session_closed")) == 2, "both are gone")
+    late = program(daemon, APPEND_AND_COUNT, str(path))
+    assert said(late) == "0"
+    say(late, "end")
+    assert late.wait(LIMIT_S) == 0
+
+
 # ---- the ring -----------------------------------------------------------------------------------------------------
 
 

@@ -1054,16 +1054,9 @@ fn openedSpecially(fd: i32, already_native: bool, direct: bool) i32 {
     const begun = use.begin(fd);
     if (begun != 0) return 0;
     defer use.end();
-    const pending = use.file.inode.lastTicket() != Ticket.none or isMarked(fd);
-    if (already_native or direct) {
-        if (already_native) {
-            const result = shown(if (pending) fenceOff(&use, .mapped) else 0);
-            return if (result == 0) 0 else result;
-        }
-        const result = leave(&use, .{ .fence = .direct });
-        return if (result == 0) 0 else result;
-    }
-    if (!pending) return 1;
+    if (already_native) return shown(fenceOff(&use, .mapped));
+    if (direct) return leave(&use, .{ .fence = .direct });
+    if (use.file.inode.lastTicket() == Ticket.none and !isMarked(fd)) return 1;
     // The kernel has cut the file already; the log has to know, or a replay would bring the old bytes back.
     const result = perform(&use, &.{ .operation = .truncate, .offset = 0 });
     if (result == native) return 0;
@@ -1205,7 +1198,10 @@ fn leave(use: *Use, how: Leave) i32 {
         if (quiet != 0) break :result quiet;
         switch (how) {
             .fence => |reason| break :result fenceOff(use, reason),
-            .fenced_elsewhere => break :result drainInode(use, .{ .applied = true }),
+            .fenced_elsewhere => {
+                const drained = drainInode(use, .{ .applied = true });
+                break :result if (drained != 0) drained else registerWriters(use);
+            },
         }
     };
     if (result != 0) {
@@ -1240,16 +1236,28 @@ fn awaitQuiet(use: *Use) i32 {
     }
 }
 
+/// Also where the log has never heard of the file: whoever comes to it through Elgate must learn from the daemon
+/// that it is written natively here.
 fn fenceOff(use: *Use, reason: Reason) i32 {
-    const inode = use.file.inode;
-    var known = inode.lastTicket() != Ticket.none;
-    var iterator = descriptors.Files{ .inode = inode };
-    while (iterator.next()) |file| known = known or @atomicLoad(bool, &file.was_registered, .monotonic);
-    if (!known and !isMarked(use.fd)) return 0; // the log has never heard of it
     const drained = drainInode(use, .{ .applied = true });
     if (drained != 0) return drained;
-    if (use.file.currentMode().observer) return fenceThroughWriter(use, reason);
-    return fenceThrough(use, reason);
+    const fenced = if (use.file.currentMode().observer) fenceThroughWriter(use, reason) else fenceThrough(use, reason);
+    return if (fenced != 0) fenced else registerWriters(use);
+}
+
+/// Each file of the inode that is open for writing holds a handle of its own: the daemon keeps the file native until
+/// the last of them is closed, in whatever order they are.
+fn registerWriters(use: *Use) i32 {
+    var writers = Writers{ .use = use };
+    while (writers.next()) |writer| {
+        defer descriptors.unpin(writer.file);
+        var other = writer;
+        other.fencing = true;
+        var standing: Standing = undefined;
+        const result = standingOf(&other, &standing);
+        if (result != 0 and result != native) return result; // `native`: the daemon does not take it
+    }
+    return 0;
 }
 
 /// A descriptor that is only read cannot be registered. Without a writer in this process there is nothing of
