@@ -51,7 +51,8 @@ def server(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Ctrl-C is for the one who started it, who then ends it.
+                # As Elgate's daemon: Ctrl-C is for the one who started it, who then ends it. It is also a scheduling
+                # group of its own (autogroup), as a service is.
                 start_new_session=True,
                 **options,
             )  # type: ignore[call-overload]
@@ -99,9 +100,7 @@ class Clients:
         try:
             # One after the other: the first one makes what the others open.
             for _ in range(processes):
-                process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-                )
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self._processes.append(process)
                 self._answer(process)
         except PeerFailed:

@@ -181,4 +181,5 @@ def write_docs(facts: Mapping[str, Any], measured: Measured) -> None:
     if not (begin and end):
         raise ValueError(f"{PAGE} has no {BEGIN} … {END}, where the tables belong")
     plot(measured, PLOT)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(facts, measured)}\n\n{END}{after}")
+    picture = f"![Durable records per second, by system and number of clients]({PLOT.name})"
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(facts, measured)}\n\n{picture}\n\n{END}{after}")

@@ -70,8 +70,6 @@ POSTGRESQL_SETTINGS = {
     "wal_level": "minimal",
     "max_wal_senders": "0",
     "wal_sync_method": "open_datasync",
-    # A commit waits this many µs for others to join it, if at least five more transactions are open.
-    "commit_delay": "100",
     # No checkpoint and no vacuum in the middle of a run.
     "shared_buffers": "256MB",
     "max_wal_size": "4GB",
