@@ -4,6 +4,7 @@
 #   make test    build, then all tests
 #   make fuzz    build, then the log on a simulated disk, seed after seed until stopped; SEED=… repeats one
 #   make bench   build, then the figures beside this machine's physical limits
+#   make bench-peers   build, install the peers from Debian if they are missing, then the figures beside theirs
 #   make check   formatting, lint, the cross-built aarch64 libraries, and the ring's model in more depth
 #   make build   everything into .venv, with .venv/bin/elgate
 
@@ -25,7 +26,7 @@ NATIVE_SOURCES := hatch_build.py $(shell find core -name '*.zig' -o -name '*.h')
 # A header's test is part of its library's root.
 ZIG_TESTS := $(filter-out core/src/header_%,$(sort $(wildcard core/src/*_test.zig)))
 
-.PHONY: build demo test test-zig test-client-sanitized test-ring-model test-python fuzz bench check clean $(ZIG_TESTS:%=test-%)
+.PHONY: build demo test test-zig test-client-sanitized test-ring-model test-python fuzz bench bench-peers check clean $(ZIG_TESTS:%=test-%)
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.native
@@ -80,6 +81,13 @@ fuzz: build
 bench: build
 	$(VENV)/bin/elgate bench ring
 	$(VENV)/bin/elgate bench wal
+
+# BENCH_PEERS=--json, --docs (writes the tables and the plot in docs/ anew), or what `python -m peers --help` says. A peer
+# that could not be installed fails there, by name.
+bench-peers: build
+	-ci/install-peers
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	PYTHONPATH=integration $(RUN) -m peers $(BENCH_PEERS)
 
 check: build
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[check]'
