@@ -2,8 +2,10 @@
 #
 #   make demo    build, then see an ordinary program become durable and survive SIGKILL
 #   make test    build, then all tests
+#   make fuzz    build, then the log on a simulated disk, seed after seed until stopped; SEED=… repeats one
 #   make bench   build, then the figures beside this machine's physical limits
-#   make check   formatting, lint, and the cross-built aarch64 libraries
+#   make bench-peers   build, install the peers from Debian if they are missing, then the figures beside theirs
+#   make check   formatting, lint, the cross-built aarch64 libraries, and the ring's model in more depth
 #   make build   everything into .venv, with .venv/bin/elgate
 
 PYTHON ?= python3
@@ -24,7 +26,7 @@ NATIVE_SOURCES := hatch_build.py $(shell find core -name '*.zig' -o -name '*.h')
 # A header's test is part of its library's root.
 ZIG_TESTS := $(filter-out core/src/header_%,$(sort $(wildcard core/src/*_test.zig)))
 
-.PHONY: build demo test test-zig test-client-sanitized test-python bench check clean $(ZIG_TESTS:%=test-%)
+.PHONY: build demo test test-zig test-client-sanitized test-ring-model test-python fuzz bench bench-peers check clean $(ZIG_TESTS:%=test-%)
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.native
@@ -47,21 +49,45 @@ test: build
 	$(MAKE) --jobs=2 --output-sync=target test-zig
 	$(MAKE) test-python
 
-test-zig: $(ZIG_TESTS:%=test-%) test-client-sanitized
+test-zig: $(ZIG_TESTS:%=test-%) test-client-sanitized test-ring-model
 
 $(ZIG_TESTS:%=test-%): test-%: build
 	$(ZIG_TEST) $*
+
+# It does little else than compute, over and over.
+test-core/src/wal_simulation_test.zig: ZIG_TEST += -OReleaseSafe
 
 # The client once more under ThreadSanitizer. It finds nothing without -fllvm; its verdict is the exit code.
 test-client-sanitized: build
 	$(ZIG_TEST) -fsanitize-thread core/src/client_test.zig
 
+# The ring's protocol, in all orders but for so many steps out of turn.
+STEPS_OUT_OF_TURN ?= 1
+test-ring-model: build
+	timeout 600 $(ZIG) run -lc -OReleaseSafe -mcpu=$(ZIG_CPU_$(MACHINE)) -Icore/include core/src/ring_model.zig -- $(STEPS_OUT_OF_TURN)
+
 test-python: build
 	$(RUN) -m pytest -n 2
+
+# One core, until ctrl-C. SEED=… runs that seed alone and tells what happens; MUTANT=… breaks the log on purpose
+# (core/src/engine/wal/mutant.zig), SEEDS=… ends after so many.
+fuzz: export SEED := $(SEED)
+fuzz: export SEEDS := $(SEEDS)
+fuzz: export MUTANT := $(MUTANT)
+fuzz: build
+	$(ZIG) build-exe -OReleaseSafe -lc -fllvm -mcpu=$(ZIG_CPU_$(MACHINE)) core/src/wal_fuzz.zig -femit-bin=.zig-cache/wal_fuzz
+	.zig-cache/wal_fuzz
 
 bench: build
 	$(VENV)/bin/elgate bench ring
 	$(VENV)/bin/elgate bench wal
+
+# BENCH_PEERS=--json, --docs (writes the tables and the plot in docs/ anew), or what `python -m peers --help` says. A peer
+# that could not be installed fails there, by name.
+bench-peers: build
+	-ci/install-peers
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	PYTHONPATH=integration $(RUN) -m peers $(BENCH_PEERS)
 
 check: build
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[check]'
@@ -69,6 +95,7 @@ check: build
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) hatch_build.py --machine aarch64 --output .zig-cache/aarch64
+	$(MAKE) test-ring-model STEPS_OUT_OF_TURN=2
 
 clean:
 	rm -rf $(VENV) .zig-cache dist daemon/elgate/daemon/*.so daemon/elgate/daemon/*.h \

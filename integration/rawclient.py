@@ -120,6 +120,10 @@ class RawClient:
         word = state_word(state, span, self.row if owner is None else owner, position // SLOTS)
         self.ring[self.word_offset(position) : self.word_offset(position) + 8] = word.to_bytes(8, "little")
 
+    def lap(self, position: int) -> int:
+        """Of the slot's state word: another one than the position's once the slot has been given back."""
+        return u64(self.ring, self.word_offset(position)) >> 24
+
     def put(self, payload: bytes, *, span: int | None = None, commit: bool = True, **false: int) -> int:
         """An append at the head. `false` replaces fields of the slot header (before its checksum is computed, unless
         it is the checksum). No other producer may be at work. Returns the position."""

@@ -68,6 +68,22 @@ def test_a_ring_that_was_never_finished_is_made_anew(elgate_daemon_stopped: Chil
     assert elgate_daemon_stopped.stop() == 0
 
 
+def test_a_control_socket_that_is_somebodys_file(elgate_daemon_stopped: ChildDaemon) -> None:
+    daemon = elgate_daemon_stopped
+    daemon.socket.write_text("precious")
+    reason = refusal(daemon)
+    assert str(daemon.socket) in reason
+    assert "not a socket" in reason
+    assert daemon.socket.read_text() == "precious"
+    daemon.socket.unlink()
+    daemon.start()
+    # What has taken the socket's place meanwhile is not the daemon's to remove.
+    daemon.socket.unlink()
+    daemon.socket.write_text("precious")
+    assert daemon.stop() == 0
+    assert daemon.socket.read_text() == "precious"
+
+
 def test_a_log_directory_that_is_a_file(elgate_daemon_stopped: ChildDaemon) -> None:
     daemon = elgate_daemon_stopped
     daemon.wal_dir.rmdir()

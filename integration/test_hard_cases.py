@@ -413,6 +413,50 @@ def test_no_record_of_another_process_stands_behind_a_fence(elgate_daemon: Child
     assert late.wait(LIMIT_S) == 0
 
 
+GIVE_AWAY = """
+import subprocess
+file = open(sys.argv[1], "ab", 0)
+child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+print("given away", flush=True)
+for line in sys.stdin:
+    child.stdin.write(line.encode())
+    child.stdin.flush()
+child.stdin.close()
+child.wait()
+"""
+
+APPEND_AND_COUNT = """
+import elgate
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+for number in range(100):
+    os.write(fd, b"ours\\n")
+print(elgate.status()["native_bytes"], flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_file_given_to_a_child_before_its_first_write_is_native_for_everybody(elgate_daemon: ChildDaemon) -> None:
+    daemon = elgate_daemon
+    path = daemon.route_dir / "given.log"
+    giver = program(daemon, GIVE_AWAY, str(path))
+    assert said(giver) == "given away"
+    other = program(daemon, APPEND_AND_COUNT, str(path))
+    assert said(other) == "5"  # and the rest goes by without asking
+    say(giver, "theirs")
+    wait_until(lambda: b"theirs" in path.read_bytes(), "the child writes")
+    for application in (giver, other):
+        assert application.stdin is not None
+        application.stdin.close()
+        assert application.wait(LIMIT_S) == 0
+    assert path.read_bytes() == b"ours\n" * 100 + b"theirs\n"
+    # Nobody has it open any more.
+    wait_until(lambda: len(daemon.events("session_closed")) == 2, "both are gone")
+    late = program(daemon, APPEND_AND_COUNT, str(path))
+    assert said(late) == "0"
+    say(late, "end")
+    assert late.wait(LIMIT_S) == 0
+
+
 # ---- the ring -----------------------------------------------------------------------------------------------------
 
 
@@ -498,6 +542,49 @@ def test_one_stopped_producer_leaves_the_rest_of_the_ring_to_others(elgate_daemo
         wait_until(lambda: got == ["done"], "the other program goes on", 5)
     finally:
         application.kill()
+
+
+ROUND_THE_RING = """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+number = 0
+while sys.stdin.readline():
+    for _ in range(4096):
+        os.write(fd, b"%07d\\n" % number)
+        number += 1
+        if number % 64 == 0:
+            os.fsync(fd)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.elgate(wal={"checkpoint_interval": "10min"})
+def test_others_go_round_and_round_past_a_claim_that_stays_open(elgate_daemon: ChildDaemon, kill: bool) -> None:
+    daemon = elgate_daemon
+    client = raw_client(daemon, "raw.log")
+    positions = [client.put(b"stopped\n", commit=False), client.put(b"x" * 9000 + b"\n", commit=False)]
+    path = daemon.route_dir / "other.log"
+    other = program(daemon, ROUND_THE_RING, str(path))
+    for turn in range(2):
+        say(other, "go")
+        assert said(other) == "done"
+        if kill and turn == 0:
+            daemon.kill()
+            daemon.start()
+    for position, span in zip(positions, (1, 3), strict=True):
+        client.set_word(position, "committed_passed", span)
+        wait_until(lambda at=position: client.lap(at) != at // SLOTS, "the slots are given back")
+    say(other, "go")
+    assert said(other) == "done"
+    other.kill()
+    other.wait()
+    assert daemon.stop() == 0
+    assert path.read_bytes() == b"".join(b"%07d\n" % number for number in range(3 * 4096))
+    assert (daemon.route_dir / "raw.log").read_bytes() == b"stopped\n" + b"x" * 9000 + b"\n"
+    counters = daemon.events("stopped")[-1]["counters"]
+    assert counters.get("slots_damaged_total", 0) == 0
+    if not kill:
+        assert counters["spans_left_behind_total"] == 2
 
 
 WRITE_WAIT_CLOSE = """

@@ -87,6 +87,8 @@ int elgate_fallocate(int fd, int mode, int64_t offset, int64_t length_bytes);
 int elgate_drain(int fd);
 /* The same for all routed descriptors; the first error, if any. */
 int elgate_drain_all(void);
+/* Also that, but no longer than `timeout_ms`: then -ETIMEDOUT. What is left is in the ring, where the daemon has it. */
+int elgate_drain_all_within(int64_t timeout_ms);
 
 /* Before close(2): drains, releases the registration when the last duplicate goes. The caller closes fd in
  * any case; an error is what close must report. */

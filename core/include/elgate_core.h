@@ -54,6 +54,9 @@ struct elgate_engine_config {
     uint64_t checkpoint_bytes;       /* 0: default (64 MiB) */
     uint32_t checkpoint_interval_ms; /* 0: default (5000) */
     uint32_t reserved;
+    /* NULL, or called in elgate_engine_start, by the same thread, about once a second while the replay of a route's
+     * log takes more than 2 s: bytes read of it, and to be read, in all passes over it. */
+    void (*progress)(const char *route, uint64_t done_bytes, uint64_t total_bytes);
 };
 
 struct elgate_engine;

@@ -4,5 +4,4 @@ test {
     _ = @import("client/producer_test.zig");
     _ = @import("client/session_test.zig");
     _ = @import("header_client_test.zig");
-    _ = @import("testing/ring_model.zig");
 }

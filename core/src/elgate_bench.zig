@@ -1,6 +1,6 @@
 //! libelgate_bench.so: the loops of `elgate bench`, in native code so that what is measured is Elgate and the
 //! disk, not an interpreter. The client's functions come from the installed libelgate_client.so (loaded first,
-//! RTLD_GLOBAL); nothing of Elgate is compiled in here.
+//! RTLD_GLOBAL); of Elgate itself only the log is compiled in here, to be replayed alone.
 //!
 //! Each loop fills `samples_ns` with one duration per operation (or per block of operations where that is
 //! said), until `samples` are full or CLOCK_MONOTONIC has reached `until_ns`, and returns how many it filled, or
@@ -9,6 +9,8 @@
 const std = @import("std");
 const linux = std.os.linux;
 const os = @import("engine/os.zig");
+const wal = @import("format/wal.zig");
+const log_module = @import("engine/wal/log.zig");
 
 extern "c" fn elgate_write(fd: c_int, buffer: [*]const u8, length_bytes: usize) i64;
 extern "c" fn elgate_fsync(fd: c_int) c_int;
@@ -206,3 +208,60 @@ export fn elgate_bench_page_cache_flood(fd: c_int, length_bytes: usize, until_ns
     }
     return count;
 }
+
+/// Makes a log of `log_bytes` in `directory` (which must not exist), each record with `length_bytes` of payload, and
+/// then does with it what a start does: open, recover, every record to somebody who takes it. As often as there are
+/// samples, each the time of one such start; their number is returned.
+export fn elgate_bench_replay(directory: [*:0]const u8, length_bytes: u32, log_bytes: u64, samples_ns: [*]u64, samples: u64) i64 {
+    return replay(std.mem.span(directory), length_bytes, log_bytes, samples_ns[0..samples]) catch |err| {
+        std.debug.print("replay: {s}\n", .{@errorName(err)});
+        return failed(@intFromEnum(linux.E.IO));
+    };
+}
+
+fn replay(directory: []const u8, length_bytes: u32, log_bytes: u64, samples_ns: []u64) !i64 {
+    const allocator = std.heap.c_allocator;
+    const options = log_module.Options{ .segment_bytes = 64 << 20, .log_bytes_max = 1 << 40 };
+    // To make it, nothing need be durable; to read it back, that makes no difference.
+    var storage = log_module.LinuxStorage.init(.{ .no_sync = true });
+    const memory = try allocator.alignedAlloc(u8, .fromByteUnits(block_size), 1 << 20);
+    defer allocator.free(memory);
+    var group = log_module.Group.init(memory);
+    var written: u64 = 0;
+    {
+        const log = try log_module.Log.open(allocator, storage.storage(), directory, options);
+        defer log.close();
+        _ = try log.recover(.{ .context = log, .visit = Taker.nothing });
+        const checksum = @import("format/checksum.zig").crc32c(0, payload[0..length_bytes]);
+        while (written < log_bytes) {
+            group.begin(log);
+            while (group.append(.{ .kind = .write, .length_bytes = length_bytes, .payload_checksum = checksum })) |slot| @memcpy(slot.payload, payload[0..length_bytes]);
+            try log.commit(&group);
+            written += group.commitBytes();
+            if (log.needsPreparation()) try log.prepareNextSegment();
+        }
+    }
+    for (samples_ns) |*sample| {
+        const start = os.monotonicNs();
+        const log = try log_module.Log.open(allocator, storage.storage(), directory, options);
+        defer log.close();
+        var taker = Taker{};
+        const recovery = try log.recover(.{ .context = &taker, .visit = Taker.visit });
+        sample.* = os.monotonicNs() - start;
+        if (recovery.missing_records > 0 or taker.records != 2 * recovery.record_count) return error.ReplayIncomplete;
+    }
+    return @intCast(samples_ns.len);
+}
+
+const Taker = struct {
+    records: u64 = 0,
+    bytes: u64 = 0,
+
+    fn visit(context: *anyopaque, _: log_module.Pass, _: *const wal.RecordHeader, record: []const u8) error{VisitorStopped}!void {
+        const taker: *Taker = @ptrCast(@alignCast(context));
+        taker.records += 1;
+        taker.bytes += record.len;
+    }
+
+    fn nothing(_: *anyopaque, _: log_module.Pass, _: *const wal.RecordHeader, _: []const u8) error{VisitorStopped}!void {}
+};

@@ -97,7 +97,11 @@ pub export fn elgate_drain(fd: c_int) c_int {
 }
 
 pub export fn elgate_drain_all() c_int {
-    return files.drainAll();
+    return files.drainAll(-1);
+}
+
+pub export fn elgate_drain_all_within(timeout_ms: i64) c_int {
+    return files.drainAll(timeout_ms);
 }
 
 pub export fn elgate_close(fd: c_int) c_int {
@@ -131,7 +135,7 @@ pub export fn elgate_level(fd: c_int, ticket: u64) c_int {
 }
 
 pub export fn elgate_before_fork() c_int {
-    return files.drainAll();
+    return files.drainAll(-1);
 }
 
 pub export fn elgate_after_fork_in_child() void {
@@ -176,7 +180,7 @@ pub export fn elgate_stop() c_int {
             return 0;
         },
     }
-    const result = files.drainAll();
+    const result = files.drainAll(-1);
     files.detachThread();
     session.stop();
     return result;

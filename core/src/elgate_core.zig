@@ -36,6 +36,7 @@ pub const EngineConfig = extern struct {
     checkpoint_bytes: u64,
     checkpoint_interval_ms: u32,
     reserved: u32,
+    progress: ?*const fn (route: [*:0]const u8, done_bytes: u64, total_bytes: u64) callconv(.c) void,
 };
 
 pub const flag_allow_volatile: u32 = 1;
@@ -120,6 +121,7 @@ fn startEngine(config: *const EngineConfig, failure: *Failure) error{Failed}!*En
         .checkpoint_bytes = if (config.checkpoint_bytes != 0) config.checkpoint_bytes else 64 << 20,
         .checkpoint_interval_ms = if (config.checkpoint_interval_ms != 0) config.checkpoint_interval_ms else 5000,
         .routes = routes,
+        .progress = config.progress,
     }, failure);
 }
 

@@ -6,7 +6,6 @@ test {
     _ = @import("engine/wal/reader.zig");
     _ = @import("engine/wal/recovery.zig");
     _ = @import("engine/wal/log_test.zig");
-    _ = @import("engine/wal/simulation_test.zig");
     _ = @import("engine/wal/unsynced_test.zig");
     _ = @import("engine/wal/damage_test.zig");
     _ = @import("testing/simulated_disk.zig");

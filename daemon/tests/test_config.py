@@ -62,6 +62,16 @@ MISTAKES = [
     (document(f"control: {{socket: /{'x' * 107}}}"), 2, ["control.socket", "108 bytes", "107"]),
     (document("control: {mode: 0999}"), 2, ["control.mode", "octal"]),
     (document("control: {mode: rw-rw----}"), 2, ["control.mode", "octal"]),
+    (document("control: {mode: 432}"), 2, ["control.mode", "'432'", "decimal", '"0660"']),
+    (document("control: {mode: 660}"), 2, ["control.mode", "'660'", "decimal", '"0660"']),
+    (document("control: {mode: 0x1b0}"), 2, ["control.mode", "octal"]),
+    (document("control: {socket: /dev/shm/same}\nring: {path: /dev/shm/same}"), 2, ["control.socket", "ring.path"]),
+    (document("control: {socket: /a/s}\nring: {path: /a/s.lock}"), 3, ["ring.path", "lock", "control.socket"]),
+    (document("control: {socket: /a/s}\nring: {path: /a/s/r}"), 3, ["ring.path", "below control.socket"]),
+    (document("control: {socket: /a/wal/s}\nwal: {dir: /a/wal}"), 2, ["control.socket", "below wal.dir (/a/wal)"]),
+    (document("control: {socket: /a/wal}\nwal: {dir: /a/wal}"), 2, ["control.socket", "wal.dir"]),
+    (document("ring: {path: /a/wal/r}\nwal: {dir: /a/wal}"), 2, ["ring.path", "below wal.dir"]),
+    (document("ring: {path: /a/r}\nwal: {dir: /a/r/wal}"), 3, ["wal.dir", "below ring.path"]),
     (document("control: {group: no-such-group-here}"), 2, ["control.group", "no group 'no-such-group-here'"]),
     # ring
     (document("ring: {path: ring}"), 2, ["ring.path", "absolute"]),
@@ -76,6 +86,11 @@ MISTAKES = [
     (document("wal: {max_size: 64MiB}"), 2, ["wal.max_size", "two segments", "128MiB"]),
     (document("wal: {max_age: 24}"), 2, ["wal.max_age", "'24'", "24h"]),
     (document("wal: {max_age: 0s}"), 2, ["wal.max_age", "more than nothing"]),
+    (document("wal: {checkpoint_interval: 999999999999d}"), 2, ["wal.checkpoint_interval", "at most 49d"]),
+    (document("wal: {checkpoint_interval: 50d}"), 2, ["wal.checkpoint_interval", "at most 49d"]),
+    (document("wal: {max_age: 999999999999d}"), 2, ["wal.max_age", "at most 3650d"]),
+    (document("wal: {max_size: 999999999999999999TiB}"), 2, ["wal.max_size", "at most 1024TiB"]),
+    (document("wal: {max_size: 1025TiB}"), 2, ["wal.max_size", "at most 1024TiB"]),
     (document("wal: {allow_volatile: yes}"), 2, ["wal.allow_volatile", "'yes'", "true or false"]),
     (document("wal: {max_age:}"), 2, ["wal.max_age", "is empty"]),
     # routes
@@ -95,7 +110,6 @@ MISTAKES = [
     (document("routes:\n  - {name: a, match: {path: /a}, flush: sometimes}"), 3, ["flush", "group, always"]),
     (document("routes:\n  - {name: a, match: {path: /a}, flush: interval}"), 3, ["flush", "{interval: 5ms}"]),
     (document("routes:\n  - {name: a, match: {path: /a}, flush: {}}"), 3, ["flush.interval", "missing"]),
-    (document("routes:\n  - {name: a, match: {path: /a}, flush: {every: 5ms}}"), 3, ["flush.every", "interval"]),
     (document("routes:\n  - {name: a, match: {path: /a}, flush: {interval: 5}}"), 3, ["flush.interval", "5ms"]),
     (document("routes:\n  - {name: a, match: {path: /a}, flush: {interval: 0ms}}"), 3, ["flush.interval", "nothing"]),
     (
@@ -121,6 +135,11 @@ BAD_PATTERNS = [
     ("/a/../b", "'.' or '..'"),
     ("/a/..", "'.' or '..'"),
     ("/a/***", "'***'"),
+    ("/a/[abc", "'['"),
+    ("/a/b]", "']'"),
+    ("/a/{b,c}/**", "'{'"),
+    ("/a/b}", "'}'"),
+    ("/a/\\*", "'\\' is no wildcard here, and cannot be escaped: there are * "),
     ("/a\nb", "newline"),
     ("/a\0b", "NUL"),
     ("/" + "x" * 4096, "4097 bytes"),
@@ -224,6 +243,29 @@ def test_what_show_prints_reads_back_as_the_same_configuration(disk_dir: Path) -
     assert again.wal.max_bytes == 20000001
 
 
+@pytest.mark.parametrize("written", ['"0640"', "'640'", '"0o640"', "0640", "0o640"])
+def test_permissions_are_octal_however_they_are_written(written: str) -> None:
+    assert config.parse(document(f"control: {{mode: {written}}}"), "test.yaml").control.mode == 0o640
+
+
+def test_the_engine_holds_the_largest_values(disk_dir: Path) -> None:
+    from elgate.daemon import engine
+
+    loaded = config.parse(
+        document(
+            f"wal: {{checkpoint_interval: 49d, max_age: 3650d, max_size: 1024TiB}}\n"
+            f"routes:\n  - {{name: a, match: {{path: {disk_dir}/**}}}}\n"
+        ),
+        "test.yaml",
+    )
+    target = engine._ffi.new("struct elgate_engine_config *")
+    target.checkpoint_interval_ms = loaded.wal.checkpoint_interval_ms
+    routes = engine._Arguments().routes(loaded)
+    assert target.checkpoint_interval_ms == 49 * 86_400_000
+    assert routes[0].log_age_max_s == 3650 * 86_400
+    assert routes[0].log_bytes_max == 1 << 50
+
+
 def test_settings_for_tests_are_read_and_shown_only_when_on() -> None:
     assert "test" not in config.defaults().as_document()
     loaded = config.parse(document("test: {null_sink: true}"), "test.yaml")
@@ -249,9 +291,10 @@ def test_a_pattern_is_resolved_through_the_symlinks_before_its_first_wildcard(di
     assert config.resolve_pattern("/*.log") == "/*.log"
 
 
-def test_a_pattern_that_resolves_to_a_name_with_a_wildcard_in_it_is_refused(disk_dir: Path) -> None:
-    (disk_dir / "odd*name").mkdir()
-    (disk_dir / "link").symlink_to(disk_dir / "odd*name")
+@pytest.mark.parametrize("name", ["odd*name", "odd[name"])
+def test_a_pattern_that_resolves_to_a_name_with_a_wildcard_in_it_is_refused(disk_dir: Path, name: str) -> None:
+    (disk_dir / name).mkdir()
+    (disk_dir / "link").symlink_to(disk_dir / name)
     text = document(f"routes:\n  - {{name: a, match: {{path: {disk_dir}/link/**}}}}")
     assert "cannot be written as a glob" in only_problem_of(text)
 
@@ -268,7 +311,7 @@ def test_only_routes_can_change_by_a_reload(disk_dir: Path) -> None:
 
 def test_directories_that_cannot_be_made_are_named_with_their_line(disk_dir: Path) -> None:
     (disk_dir / "file").write_text("")
-    text = document(f"wal:\n  dir: {disk_dir}/file/wal\ncontrol:\n  socket: {disk_dir}/file\n")
+    text = document(f"wal:\n  dir: {disk_dir}/file/wal\ncontrol:\n  socket: {disk_dir}/c.sock\n")
     loaded = config.parse(text, "test.yaml")
     with pytest.raises(ConfigurationError) as raised:
         config.prepare_directories(loaded)

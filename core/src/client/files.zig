@@ -345,6 +345,11 @@ fn objection(use: *Use, standing: *const Standing) i32 {
         const result = leave(use, .{ .fenced_elsewhere = {} });
         return if (result == 0) native else result;
     }
+    // What a daemon said that is gone does not count: the next one may find that all is well.
+    if (session.daemonIsGone(standing.sequence)) {
+        session.reconnect(standing.sequence) catch |err| return errnoOf(err);
+        return 0;
+    }
     return negativeErrno(if (file_errno != 0) file_errno else route_errno);
 }
 
@@ -532,10 +537,6 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
                 };
                 return .claimed;
             },
-            error.Closed => {
-                session.reconnect(standing.sequence) catch |failed| return .{ .failed = errnoOf(failed) };
-                return .start_over;
-            },
             error.Damaged => {
                 warnOnce(&warned_damage, "the ring's bookkeeping is damaged at its head; this operation fails with EIO. Restart the daemon: it repairs the ring and keeps what is whole", .{});
                 return .{ .failed = system.negative(.IO) };
@@ -601,6 +602,7 @@ fn awaitPosition(use: *Use, ticket: Ticket, levels: wait.Levels, deadline_ns: u6
         if (!session.isCurrent(sequence)) continue;
         if (done) return 0;
         if (errno != 0) return negativeErrno(errno);
+        if (wait.patience.isOver()) return system.negative(.TIMEDOUT);
         if (deadline_ns != wait.no_deadline and system.monotonicNs() >= deadline_ns) return system.negative(.TIMEDOUT);
         if (wait.forPosition(line, generation, ticket.position, deadline_ns) != .timed_out) continue;
         if (wait.reached(line, ticket.position, levels)) {
@@ -928,11 +930,19 @@ pub fn drain(fd: i32) i32 {
     return if (result != 0) shown(result) else deferredError(use.file, .peek);
 }
 
-pub fn drainAll() i32 {
+/// What this process has written, to whichever file; the first error. `timeout_ms` < 0: as long as any wait.
+pub fn drainAll(timeout_ms: i64) i32 {
+    const before = wait.patience;
+    defer wait.patience = before;
+    if (timeout_ms >= 0) {
+        const limit_ns = @as(u64, @intCast(timeout_ms)) *| std.time.ns_per_ms;
+        wait.patience.deadline_ns = @min(before.deadline_ns, system.monotonicNs() +| limit_ns);
+    }
     var first: i32 = 0;
     for (0..descriptors.used()) |fd| {
         const result = drain(@intCast(fd));
         if (first == 0) first = result;
+        if (result == system.negative(.TIMEDOUT)) break;
     }
     return first;
 }
@@ -1091,16 +1101,9 @@ fn openedSpecially(fd: i32, already_native: bool, direct: bool) i32 {
     const begun = use.begin(fd);
     if (begun != 0) return 0;
     defer use.end();
-    const pending = use.file.inode.lastTicket() != Ticket.none or isMarked(fd);
-    if (already_native or direct) {
-        if (already_native) {
-            const result = shown(if (pending) fenceOff(&use, .mapped) else 0);
-            return if (result == 0) 0 else result;
-        }
-        const result = leave(&use, .{ .fence = .direct });
-        return if (result == 0) 0 else result;
-    }
-    if (!pending) return 1;
+    if (already_native) return shown(fenceOff(&use, .mapped));
+    if (direct) return leave(&use, .{ .fence = .direct });
+    if (use.file.inode.lastTicket() == Ticket.none and !isMarked(fd)) return 1;
     // The kernel has cut the file already; the log has to know, or a replay would bring the old bytes back.
     const result = perform(&use, &.{ .operation = .truncate, .offset = 0 });
     if (result == native) return 0;
@@ -1242,7 +1245,10 @@ fn leave(use: *Use, how: Leave) i32 {
         if (quiet != 0) break :result quiet;
         switch (how) {
             .fence => |reason| break :result fenceOff(use, reason),
-            .fenced_elsewhere => break :result drainInode(use, .{ .applied = true }),
+            .fenced_elsewhere => {
+                const drained = drainInode(use, .{ .applied = true });
+                break :result if (drained != 0) drained else registerWriters(use);
+            },
         }
     };
     if (result != 0) {
@@ -1277,16 +1283,28 @@ fn awaitQuiet(use: *Use) i32 {
     }
 }
 
+/// Also where the log has never heard of the file: whoever comes to it through Elgate must learn from the daemon
+/// that it is written natively here.
 fn fenceOff(use: *Use, reason: Reason) i32 {
-    const inode = use.file.inode;
-    var known = inode.lastTicket() != Ticket.none;
-    var iterator = descriptors.Files{ .inode = inode };
-    while (iterator.next()) |file| known = known or @atomicLoad(bool, &file.was_registered, .monotonic);
-    if (!known and !isMarked(use.fd)) return 0; // the log has never heard of it
     const drained = drainInode(use, .{ .applied = true });
     if (drained != 0) return drained;
-    if (use.file.currentMode().observer) return fenceThroughWriter(use, reason);
-    return fenceThrough(use, reason);
+    const fenced = if (use.file.currentMode().observer) fenceThroughWriter(use, reason) else fenceThrough(use, reason);
+    return if (fenced != 0) fenced else registerWriters(use);
+}
+
+/// Each file of the inode that is open for writing holds a handle of its own: the daemon keeps the file native until
+/// the last of them is closed, in whatever order they are.
+fn registerWriters(use: *Use) i32 {
+    var writers = Writers{ .use = use };
+    while (writers.next()) |writer| {
+        defer descriptors.unpin(writer.file);
+        var other = writer;
+        other.fencing = true;
+        var standing: Standing = undefined;
+        const result = standingOf(&other, &standing);
+        if (result != 0 and result != native) return result; // `native`: the daemon does not take it
+    }
+    return 0;
 }
 
 /// A descriptor that is only read cannot be registered. Without a writer in this process there is nothing of

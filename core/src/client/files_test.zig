@@ -198,6 +198,26 @@ test "a mapped file stays native in all its descriptors, later ones too" {
     try testing.expectEqual(0, harness.close(later.fd));
 }
 
+test "a file that goes native before its first write is known to the daemon until its last descriptor is closed" {
+    const fixture = try Fixture.init(&everything);
+    defer fixture.deinit();
+    const first = try fixture.create("file", true);
+    const second = (try fixture.open("file", .{ .ACCMODE = .WRONLY })).fd;
+    try testing.expectEqual(0, library.elgate_go_native(first, 5));
+    try testing.expectEqual(1, fixture.daemon.count("fences"));
+    try testing.expectEqual(2, fixture.daemon.count("registrations"));
+    try testing.expectEqual(harness.native, harness.write(second, "x"));
+    // One more beside them: it must hold the file native after those two are closed.
+    const third = try fixture.open("file", .{ .ACCMODE = .WRONLY });
+    try testing.expectEqual(0, third.routed);
+    try testing.expectEqual(3, fixture.daemon.count("registrations"));
+    for ([_]i32{ second, third.fd }) |fd| try testing.expectEqual(0, harness.close(fd));
+    try testing.expectEqual(2, fixture.daemon.count("releases"));
+    // What was passed on lives in another program: its handle stays.
+    try testing.expectEqual(0, harness.close(first));
+    try testing.expectEqual(2, fixture.daemon.count("releases"));
+}
+
 test "going native waits for operations that are under way, and they for it" {
     const fixture = try Fixture.init(&everything);
     defer fixture.deinit();

@@ -13,6 +13,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const ring = @import("../format/ring.zig");
+const shared = @import("../format/shared.zig");
 const positions = @import("../format/positions.zig");
 const checksum = @import("../format/checksum.zig");
 const system = @import("system.zig");
@@ -30,24 +31,24 @@ pub const Claim = struct {
 pub const ClaimError = error{
     /// No room for the span, or no credit for the route: wait for space.
     Full,
-    /// The daemon takes no more in this ring.
-    Closed,
     /// The ring's words contradict each other: somebody scribbled over it.
     Damaged,
 };
 
-/// What a route may still take: at most a quarter of the ring, unless it is the only one with records in it.
+/// What a route may still take: at most a quarter of the ring, or three where it is the only one with records in it
+/// (so that one whose disk stalls still leaves something to those who come after).
 pub const Credit = struct {
     view: positions.View,
     route: u32,
 
     fn covers(credit: Credit, head: u64, span: u32) bool {
         const header = credit.view.header();
-        const held = @atomicLoad(u32, &credit.view.route(credit.route).held_slots, .monotonic);
+        const held = shared.load(u32, &credit.view.route(credit.route).held_slots, .monotonic);
         // Slots that the worker has not seen yet may be this route's.
-        const unseen = head -| @atomicLoad(u64, &header.scanned, .monotonic);
-        if (held +| unseen +| span <= ring.slot_count / 4) return true;
-        return @atomicLoad(u32, &header.sole_route, .monotonic) == credit.route;
+        const unseen = head -| shared.load(u64, &header.scanned, .monotonic);
+        const wanted = held +| unseen +| span;
+        if (wanted <= ring.slot_count / 4) return true;
+        return wanted <= ring.slot_count / 4 * 3 and shared.load(u32, &header.sole_route, .monotonic) == credit.route;
     }
 };
 
@@ -65,54 +66,76 @@ pub fn claim(view: ring.View, row: u32, span: u32, credit: ?Credit, opening: *u6
     assert(span >= 1 and span <= ring.span_slots_max);
     const header = view.header();
     var damage_rounds: u32 = 0;
+    // Padding and spans left behind, in this one call: where the whole ring has no gap that is long enough, it is full.
+    var passed_slots: u32 = 0;
     while (damage_rounds < damage_rounds_max) {
         // The tail after the head: the other way round, a stale head could seem to have room.
-        const head = @atomicLoad(u64, &header.head, .acquire);
-        const tail = @atomicLoad(u64, &header.tail, .acquire);
+        const head = shared.load(u64, &header.head, .acquire);
+        const tail = shared.load(u64, &header.tail, .acquire);
         if (head >= position_limit) return error.Damaged;
-        const left = ring.slot_count - ring.slotIndex(head);
-        const padding = left < span;
-        const wanted: u32 = if (padding) left else span;
-        if (head + wanted > tail + ring.slot_count) return error.Full;
+        if (passed_slots > ring.slot_count) return error.Full;
+        const lap = ring.lapOf(head);
+        const room = gap(view, head, @min(span, ring.slot_count - ring.slotIndex(head)), lap);
+        const padding = room < span;
+        if (head + room > tail + ring.slot_count) return error.Full;
         if (!padding) if (credit) |c| if (!c.covers(head, span)) return error.Full;
 
-        const lap = ring.lapOf(head);
         const word = ring.StateWord{
             .state = if (padding) .padding else .claimed,
-            .span = @intCast(wanted),
+            .span = @intCast(room),
             .owner = @intCast(row),
             .lap = lap,
         };
         if (!padding) @atomicStore(u64, opening, head + 1, .monotonic);
-        const found_bits = @cmpxchgStrong(u64, view.stateWord(head), ring.StateWord.free(lap).bits(), word.bits(), .seq_cst, .acquire) orelse {
-            moveHead(header, head, wanted);
-            if (padding) continue;
-            return .{ .view = view, .position = head, .word = word };
+        const found_bits = shared.exchangeIf(u64, view.stateWord(head), ring.StateWord.free(lap).bits(), word.bits(), .seq_cst, .acquire) orelse {
+            moveHead(header, head, room);
+            if (!padding) return .{ .view = view, .position = head, .word = word };
+            passed_slots += room;
+            continue;
         };
         if (!padding) @atomicStore(u64, opening, 0, .monotonic);
 
         const found: ring.StateWord = @bitCast(found_bits);
-        if (found.lap != lap) {
-            // Taken and released since we read the head; or, if the head has not moved, nonsense.
-            if (@atomicLoad(u64, &header.head, .acquire) == head) damage_rounds += 1;
-            continue;
-        }
-        switch (found.state) {
-            .closed => return error.Closed,
+        const left = ring.slot_count - ring.slotIndex(head);
+        const sound = found.span >= 1 and found.span <= ring.span_slots_max and found.span <= left;
+        var step: u32 = 0;
+        if (found.lap > lap) {
+            // Taken and released since we read the head; or not to be had in this lap (see StateWord).
+            if (shared.load(u64, &header.head, .acquire) != head) continue;
+            step = 1;
+        } else if (found.lap < lap) {
+            step = if (found.state != .free and sound) found.span else 1;
+        } else switch (found.state) {
             .claimed, .passed, .committed, .committed_passed, .padding, .aborted => {
-                if (found.span >= 1 and found.span <= ring.span_slots_max and found.span <= left) {
-                    moveHead(header, head, found.span);
-                } else damage_rounds += 1;
+                if (sound) moveHead(header, head, found.span) else damage_rounds += 1;
+                continue;
             },
-            .free, _ => damage_rounds += 1,
+            .free, _ => {
+                damage_rounds += 1;
+                continue;
+            },
         }
+        if (head + step > tail + ring.slot_count) return error.Full;
+        moveHead(header, head, step);
+        passed_slots += step;
     }
     return error.Damaged;
 }
 
+/// Slots from the head on that can be claimed together: up to `wanted`, or to the first that is not free in this lap.
+/// The first one is looked at by the claim itself. What stands free stays so: nobody claims behind the head, and what
+/// is left behind was so before the tail let us come here.
+fn gap(view: ring.View, head: u64, wanted: u32, lap: u40) u32 {
+    const free = ring.StateWord.free(lap);
+    for (1..wanted) |slot| {
+        if (view.loadState(head + slot) != free) return @intCast(slot);
+    }
+    return wanted;
+}
+
 /// Only from where the span began: the owner and its helpers may all try, one succeeds.
 fn moveHead(header: *ring.Header, from: u64, span: u32) void {
-    _ = @cmpxchgStrong(u64, &header.head, from, from + span, .seq_cst, .monotonic);
+    _ = shared.exchangeIf(u64, &header.head, from, from + span, .seq_cst, .monotonic);
 }
 
 /// Where the payload goes: the whole span, as long as the claim is open.
@@ -143,9 +166,9 @@ pub const Committed = enum {
 pub fn commit(open: Claim) Committed {
     const word = open.view.stateWord(open.position);
     // seq_cst: the doorbell is looked at after this.
-    const found = @cmpxchgStrong(u64, word, open.word.bits(), open.word.with(.committed).bits(), .seq_cst, .acquire) orelse return .committed;
+    const found = shared.exchangeIf(u64, word, open.word.bits(), open.word.with(.committed).bits(), .seq_cst, .acquire) orelse return .committed;
     if (found != open.word.with(.passed).bits()) return .aborted;
-    if (@cmpxchgStrong(u64, word, found, open.word.with(.committed_passed).bits(), .seq_cst, .acquire) == null) return .committed_passed;
+    if (shared.exchangeIf(u64, word, found, open.word.with(.committed_passed).bits(), .seq_cst, .acquire) == null) return .committed_passed;
     return .aborted;
 }
 
@@ -154,10 +177,10 @@ pub fn abort(view: ring.View, row: u32, position: u64) bool {
     const word = view.loadState(position);
     if (word.lap != ring.lapOf(position) or word.owner != row) return false;
     if (word.state != .claimed and word.state != .passed) return false;
-    if (@cmpxchgStrong(u64, view.stateWord(position), word.bits(), word.with(.aborted).bits(), .seq_cst, .acquire)) |changed_bits| {
+    if (shared.exchangeIf(u64, view.stateWord(position), word.bits(), word.with(.aborted).bits(), .seq_cst, .acquire)) |changed_bits| {
         const changed: ring.StateWord = @bitCast(changed_bits);
         if (changed != word.with(.passed)) return false;
-        return @cmpxchgStrong(u64, view.stateWord(position), changed.bits(), changed.with(.aborted).bits(), .seq_cst, .acquire) == null;
+        return shared.exchangeIf(u64, view.stateWord(position), changed.bits(), changed.with(.aborted).bits(), .seq_cst, .acquire) == null;
     }
     return true;
 }
@@ -170,6 +193,6 @@ pub fn isReleased(view: ring.View, position: u64) bool {
 /// After a commit: wakes the worker if it sleeps. Costs one load where it does not.
 pub fn ringDoorbell(view: ring.View) void {
     const doorbell = &view.header().doorbell;
-    if (@atomicLoad(u32, doorbell, .seq_cst) != 1) return;
+    if (shared.load(u32, doorbell, .seq_cst) != 1) return;
     if (@atomicRmw(u32, doorbell, .Xchg, 0, .seq_cst) == 1) system.futexWake(doorbell, 1, .shared);
 }

@@ -23,6 +23,7 @@ const ring = @import("../format/ring.zig");
 const routes = @import("../format/routes.zig");
 const system = @import("system.zig");
 const thread_module = @import("thread.zig");
+const wait = @import("wait.zig");
 const Lock = @import("lock.zig").Lock;
 const Thread = thread_module.Thread;
 const E = system.E;
@@ -407,6 +408,7 @@ pub const Session = struct {
                 Counters.add(&session.counters.reconnects, 1);
                 return;
             } else |_| {}
+            if (wait.patience.isOver()) return error.Lost; // this caller's, not the process's
             if (system.monotonicNs() >= deadline_ns) {
                 if (!session.gave_up) {
                     system.warn("the daemon at {s} did not come back within {d} ms ({s}); operations on routed files fail with EIO until it does. Start it again with `elgate daemon`", .{ session.socketName(), session.reconnect_limit_ns / std.time.ns_per_ms, @tagName(session.connect_errno) });
@@ -1010,7 +1012,7 @@ pub const Session = struct {
             .controllen = @sizeOf(@TypeOf(in)),
             .flags = 0,
         };
-        const deadline_ns = system.monotonicNs() + patience_ns;
+        const deadline_ns = @min(system.monotonicNs() + patience_ns, wait.patience.deadline_ns);
         const length = while (true) {
             const result = linux.recvmsg(socket, &in_message, linux.MSG.CMSG_CLOEXEC);
             const errno = system.failure(result) orelse break result;

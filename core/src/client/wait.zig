@@ -11,6 +11,19 @@ pub const slice_ns: u64 = 100 * std.time.ns_per_ms;
 
 pub const no_deadline: u64 = std.math.maxInt(u64);
 
+/// How the calling thread waits just now. Entry points of the library set it and put back what was before, so that
+/// one that a signal handler calls does not change what it has interrupted.
+pub const Patience = struct {
+    /// Waits for positions and for the daemon end then, whatever else holds.
+    deadline_ns: u64 = no_deadline,
+
+    pub fn isOver(given: Patience) bool {
+        return given.deadline_ns != no_deadline and system.monotonicNs() >= given.deadline_ns;
+    }
+};
+
+pub threadlocal var patience: Patience = .{};
+
 /// What must have passed the position.
 pub const Levels = packed struct {
     logged: bool = false,

@@ -62,10 +62,8 @@ pub const Buffer = struct {
     end_positions: [rings_max]u64,
     ends_set: std.StaticBitSet(rings_max),
     logged: bool,
-    /// Runs that hold up the applied position.
+    /// Runs that hold up the applied position, and need this buffer's bytes.
     pending_runs: u32,
-    /// Runs that still need this buffer's bytes.
-    pinned_runs: u32,
     /// Positions of passed claims in it, to be settled when it is applied.
     settle: [records_max]Settling,
     settle_count: u32,
@@ -116,7 +114,6 @@ pub const Buffer = struct {
                         .first_lsn = record.lsn,
                         .buffer = buffer,
                         .next = null,
-                        .refused = false,
                     };
                 }
                 const current = run.?;
@@ -202,7 +199,6 @@ pub const Buffers = struct {
         buffer.logged = false;
         buffer.oldest_ns = std.math.maxInt(u64);
         buffer.pending_runs = 0;
-        buffer.pinned_runs = 0;
         buffer.settle_count = 0;
         buffer.ends_set = .initEmpty();
         buffer.next = null;
@@ -210,7 +206,7 @@ pub const Buffers = struct {
     }
 
     pub fn give(buffers: *Buffers, buffer: *Buffer) void {
-        assert(buffer.pinned_runs == 0);
+        assert(buffer.pending_runs == 0);
         buffer.next = buffers.free;
         buffers.free = buffer;
         buffers.free_count += 1;

@@ -9,6 +9,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const ring = @import("../format/ring.zig");
+const shared = @import("../format/shared.zig");
 const os = @import("os.zig");
 const ring_memory = @import("ring_memory.zig");
 const Counters = @import("counters.zig").Counters;
@@ -33,9 +34,29 @@ const Span = struct {
     state: enum { unseen, consumed, skipped, passed },
     /// A consumed span whose release waits for `settle`.
     settling: bool,
+    /// The tail has gone on without it (see ring.StateWord). It keeps this entry, and its slots are no others' until it
+    /// is done.
+    left: bool = false,
+    /// Its owner waits for its release: it committed after it was passed.
+    awaited: bool = false,
     slots: u16,
     route: u16,
+
+    const unseen = Span{ .state = .unseen, .settling = false, .slots = 0, .route = no_route };
+
+    /// Nothing keeps it from being released.
+    fn isDone(span: Span) bool {
+        return switch (span.state) {
+            .unseen => unreachable,
+            .passed => false,
+            .consumed => !span.settling,
+            .skipped => true,
+        };
+    }
 };
+
+/// Slots that may be left behind: the others must have room for the longest operation.
+const left_slots_max = ring.slot_count / 4 * 3;
 
 pub const Consumer = struct {
     view: ring.View,
@@ -47,6 +68,19 @@ pub const Consumer = struct {
     spans: [ring.slot_count]Span,
     passed: [ring.slot_count]u64,
     passed_count: u32,
+    /// Where spans begin that are left behind.
+    left: [ring.slot_count]u64,
+    left_count: u32,
+    left_slots: u32,
+    /// Spans whose owners wait for their release.
+    awaited_count: u32,
+    /// Slots that are not to be had in the lap in which the head comes there next: a span that was left behind is done.
+    holes: std.StaticBitSet(ring.slot_count),
+    hole_count: u32,
+    /// Committed operations that a daemon before had left behind: they come before all others.
+    inherited: [ring.slot_count]u64,
+    inherited_count: u32,
+    inherited_taken: u32,
     /// Slots per route that are consumed and not released.
     held_slots: [1024]u32,
     /// Routes that hold any.
@@ -56,29 +90,97 @@ pub const Consumer = struct {
     required_scan: u64 = 0,
 
     pub fn init(view: ring.View, counters: *Counters) Consumer {
-        var tail = @atomicLoad(u64, &view.header().tail, .acquire);
-        const head = @atomicLoad(u64, &view.header().head, .acquire);
+        var tail = shared.load(u64, &view.header().tail, .acquire);
+        const head = shared.load(u64, &view.header().head, .acquire);
         // The daemon before may have been killed between freeing words and moving the tail.
-        var steps: u32 = 0;
-        while (tail < head and steps < ring.slot_count) : (steps += 1) {
+        const first = tail;
+        while (tail < head and tail < first +| ring.slot_count) {
             const word = view.loadState(tail);
-            if (word.lap != ring.lapOf(tail) + 1 or word.state != .free) break;
-            tail += 1;
+            if (word.lap < ring.lapOf(tail) and isLeft(word, ring.slotIndex(tail))) {
+                tail += word.span;
+            } else if (word.lap == ring.lapOf(tail) + 1 and word.state == .free) {
+                tail += 1;
+            } else break;
         }
         // Producers wait for this very word where the ring was full.
-        @atomicStore(u64, &view.header().tail, tail, .seq_cst);
-        return .{
+        shared.store(u64, &view.header().tail, tail, .seq_cst);
+        var consumer = Consumer{
             .view = view,
             .counters = counters,
             .tail = tail,
             .scan = tail,
-            .spans = @splat(.{ .state = .unseen, .settling = false, .slots = 0, .route = no_route }),
+            .spans = @splat(.unseen),
             .passed = undefined,
             .passed_count = 0,
+            .left = undefined,
+            .left_count = 0,
+            .left_slots = 0,
+            .awaited_count = 0,
+            .holes = .initEmpty(),
+            .hole_count = 0,
+            .inherited = undefined,
+            .inherited_count = 0,
+            .inherited_taken = 0,
             .held_slots = @splat(0),
             .holding_routes = 0,
             .damage = null,
         };
+        consumer.inheritLeft();
+        consumer.inheritHoles();
+        return consumer;
+    }
+
+    fn inheritHoles(consumer: *Consumer) void {
+        var next_visit = consumer.tail;
+        while (next_visit < consumer.tail + ring.slot_count) {
+            const index = ring.slotIndex(next_visit);
+            const word = consumer.view.loadState(next_visit);
+            if (consumer.spans[index].left) {
+                next_visit += consumer.spans[index].slots;
+            } else if (word.lap == ring.lapOf(next_visit) and word.state != .free) {
+                // Of a span whose release was cut short, the last words may be free already.
+                next_visit += std.math.clamp(word.span, 1, ring.span_slots_max);
+            } else {
+                if (word == ring.StateWord.free(ring.lapOf(next_visit) + 1)) {
+                    consumer.holes.set(index);
+                    consumer.hole_count += 1;
+                }
+                next_visit += 1;
+            }
+        }
+    }
+
+    fn isLeft(word: ring.StateWord, index: u32) bool {
+        return switch (word.state) {
+            .passed, .committed, .committed_passed => word.span >= 1 and word.span <= ring.span_slots_max and index + word.span <= ring.slot_count,
+            else => false,
+        };
+    }
+
+    /// What a daemon before had left behind stands in the words still.
+    fn inheritLeft(consumer: *Consumer) void {
+        var index: u32 = 0;
+        while (index < ring.slot_count) {
+            const word = consumer.view.loadState(index);
+            const position = @as(u64, word.lap) * ring.slot_count + index;
+            const possible = isLeft(word, index) and position < consumer.tail and consumer.left_slots + word.span <= left_slots_max;
+            if (!possible) {
+                index += 1;
+                continue;
+            }
+            if (word.state == .committed) {
+                consumer.spans[index] = .{ .state = .skipped, .settling = true, .slots = word.span, .route = no_route };
+                consumer.inherited[consumer.inherited_count] = position;
+                consumer.inherited_count += 1;
+            } else {
+                consumer.spans[index] = .{ .state = .passed, .settling = false, .slots = word.span, .route = no_route };
+                consumer.passed[consumer.passed_count] = position;
+                consumer.passed_count += 1;
+            }
+            consumer.leave(position);
+            index += word.span;
+        }
+        std.mem.sort(u64, consumer.inherited[0..consumer.inherited_count], {}, std.sort.asc(u64));
     }
 
     /// At a start, before rows are given out again: what dead owners left open below `head` is given up while
@@ -91,23 +193,47 @@ pub const Consumer = struct {
             if (word.lap != ring.lapOf(position)) continue;
             if (word.state == .claimed or word.state == .passed) _ = consumer.abortIfOwnerGone(position, word);
         }
+        for (consumer.passed[0..consumer.passed_count]) |left| {
+            const word = consumer.view.loadState(left);
+            if (word.state == .claimed or word.state == .passed) _ = consumer.abortIfOwnerGone(left, word);
+        }
     }
 
     /// The next committed operation that was not seen before, or null. The caller answers each with `consume`.
     pub fn next(consumer: *Consumer) ?Item {
         const view = consumer.view;
+        while (consumer.inherited_taken < consumer.inherited_count) {
+            const position = consumer.inherited[consumer.inherited_taken];
+            consumer.inherited_taken += 1;
+            consumer.spans[ring.slotIndex(position)].settling = false;
+            if (consumer.readHeader(position, view.loadState(position))) |item| return item;
+        }
         while (consumer.scan - consumer.tail < ring.slot_count) {
             const position = consumer.scan;
+            const index = ring.slotIndex(position);
             // Head before word: a word that a claim has changed is seen by who sees the head behind it.
-            const head = @atomicLoad(u64, &view.header().head, .acquire);
+            const head = shared.load(u64, &view.header().head, .acquire);
             const word = view.loadState(position);
             if (head < position or head > consumer.tail + ring.slot_count) consumer.repairHead(head);
+            if (consumer.spans[index].left) {
+                if (position >= head) return null;
+                consumer.scan += consumer.spans[index].slots;
+                continue;
+            }
+            if (consumer.holes.isSet(index)) {
+                if (position >= head) return null;
+                consumer.holes.unset(index);
+                consumer.hole_count -= 1;
+                consumer.see(position, 1, .skipped);
+                continue;
+            }
             const valid = word.lap == ring.lapOf(position) and word.span >= 1 and word.span <= ring.span_slots_max and
-                ring.slotIndex(position) + word.span <= ring.slot_count and
-                position + word.span <= consumer.tail + ring.slot_count;
+                index + word.span <= ring.slot_count and
+                position + word.span <= consumer.tail + ring.slot_count and
+                consumer.isClear(position, word.span);
             // An owner that died before it moved the head: once the span is released nobody could tell how far.
             if (valid and word.state != .free and head == position) {
-                _ = @cmpxchgStrong(u64, &view.header().head, position, position + word.span, .acq_rel, .monotonic);
+                _ = shared.exchangeIf(u64, &view.header().head, position, position + word.span, .acq_rel, .monotonic);
             }
             switch (if (valid) word.state else .free) {
                 .padding, .aborted => consumer.see(position, word.span, .skipped),
@@ -118,7 +244,7 @@ pub const Consumer = struct {
                     if (consumer.abortIfOwnerGone(position, word)) continue;
                     if (!consumer.somethingBehind(position, word)) return null;
                     const passed = word.with(.passed).bits();
-                    if (@cmpxchgStrong(u64, view.stateWord(position), word.bits(), passed, .acq_rel, .acquire) != null) continue;
+                    if (shared.exchangeIf(u64, view.stateWord(position), word.bits(), passed, .acq_rel, .acquire) != null) continue;
                     consumer.pass(position, word);
                     consumer.counters.add(.claims_passed_total, 1);
                 },
@@ -128,10 +254,10 @@ pub const Consumer = struct {
                     consumer.pass(position, word);
                 },
                 .committed_passed => consumer.pass(position, word),
-                .closed => return null,
                 .free, _ => {
                     if (position >= head or head > consumer.tail + ring.slot_count) return null;
-                    consumer.skipDamaged(position, word.owner, "its state word makes no sense");
+                    const owner = if (word.state == .free) ring.producer_rows else word.owner;
+                    consumer.skipDamaged(position, owner, "its state word makes no sense");
                 },
             }
         }
@@ -149,9 +275,11 @@ pub const Consumer = struct {
                 .passed => if (!consumer.abortIfOwnerGone(position, word)) {
                     i += 1;
                 },
-                .committed_passed => {
+                .committed_passed, .committed => {
                     consumer.forgetPassed(i);
                     span.state = .skipped; // unless the caller consumes it
+                    span.awaited = true;
+                    consumer.awaited_count += 1;
                     if (word.span == span.slots) {
                         if (consumer.readHeader(position, word)) |item| return item;
                     } else consumer.reject(position, word.owner, "its span changed while it was open");
@@ -183,8 +311,8 @@ pub const Consumer = struct {
 
     /// A consumed operation that is not released yet: keep it so until `settle`. false: it was held already.
     pub fn hold(consumer: *Consumer, position: u64) bool {
-        assert(position >= consumer.tail and position < consumer.scan);
         const span = &consumer.spans[ring.slotIndex(position)];
+        assert(position < consumer.scan and (position >= consumer.tail or span.left));
         defer span.settling = true;
         return !span.settling;
     }
@@ -193,66 +321,155 @@ pub const Consumer = struct {
         consumer.spans[ring.slotIndex(position)].settling = false;
     }
 
-    /// Frees all spans from the tail on that are done. Wakes producers that wait for space.
+    /// Frees all spans that are done, those left behind and those from the tail on; leaves behind what holds up the
+    /// ring. Wakes producers that wait for space.
     pub fn release(consumer: *Consumer) void {
-        const view = consumer.view;
         const before = consumer.tail;
+        const freed = consumer.releaseLeft();
         while (consumer.tail < consumer.scan) {
-            const index = ring.slotIndex(consumer.tail);
-            const span = &consumer.spans[index];
-            switch (span.state) {
-                .unseen => unreachable,
-                .passed => break,
-                .consumed => {
-                    if (span.settling) break;
-                    if (span.route != no_route) {
-                        consumer.held_slots[span.route] -= span.slots;
-                        if (consumer.held_slots[span.route] == 0) consumer.holding_routes -= 1;
-                    }
-                },
-                .skipped => {},
+            const span = &consumer.spans[ring.slotIndex(consumer.tail)];
+            if (span.left) {
+                consumer.tail += span.slots;
+                continue;
             }
-            assert(span.slots >= 1);
-            const free = ring.StateWord.free(ring.lapOf(consumer.tail) + 1).bits();
-            // The first word last: as long as it stands, a daemon that is killed here finds the span whole.
-            var i: u64 = span.slots;
-            while (i > 0) {
-                i -= 1;
-                @atomicStore(u64, view.stateWord(consumer.tail + i), free, .release);
+            if (!span.isDone()) {
+                if (!consumer.isHeldUp(span) or consumer.left_slots + span.slots > left_slots_max) break;
+                consumer.leave(consumer.tail);
+                consumer.counters.add(.spans_left_behind_total, 1);
+                // Before anything behind it is freed: a daemon that finds the tail here knows the span by its word.
+                consumer.tail += span.slots;
+                shared.store(u64, &consumer.view.header().tail, consumer.tail, .seq_cst);
+                continue;
             }
+            consumer.noLongerHeld(span.*);
+            consumer.free(consumer.tail, span.slots, ring.lapOf(consumer.tail) + 1);
             consumer.tail += span.slots;
-            span.* = .{ .state = .unseen, .settling = false, .slots = 0, .route = no_route };
+            span.* = .unseen;
         }
-        if (consumer.tail == before) return;
-        const header = view.header();
-        @atomicStore(u64, &header.tail, consumer.tail, .seq_cst);
-        if (@atomicLoad(u32, &header.space_waiters, .seq_cst) != 0) {
+        if (consumer.tail == before and !freed) return;
+        const header = consumer.view.header();
+        shared.store(u64, &header.tail, consumer.tail, .seq_cst);
+        if (shared.load(u32, &header.space_waiters, .seq_cst) != 0) {
             _ = @atomicRmw(u32, &header.space_sequence, .Add, 1, .seq_cst);
             os.futexWake(&header.space_sequence, std.math.maxInt(i32));
         }
     }
 
+    /// `first`, which stands at the tail, keeps others from the ring, or soon will, or from the release that they wait
+    /// for.
+    fn isHeldUp(consumer: *const Consumer, first: *const Span) bool {
+        if (consumer.awaited_count > @intFromBool(first.awaited)) return true;
+        if (consumer.scan - consumer.tail > ring.slot_count / 2) return true;
+        return shared.load(u32, &consumer.view.header().space_waiters, .seq_cst) != 0;
+    }
+
+    fn leave(consumer: *Consumer, position: u64) void {
+        const span = &consumer.spans[ring.slotIndex(position)];
+        span.left = true;
+        consumer.left[consumer.left_count] = position;
+        consumer.left_count += 1;
+        consumer.left_slots += span.slots;
+    }
+
+    fn releaseLeft(consumer: *Consumer) bool {
+        var any = false;
+        var i: u32 = 0;
+        while (i < consumer.left_count) {
+            const position = consumer.left[i];
+            const index = ring.slotIndex(position);
+            const span = consumer.spans[index];
+            if (!span.isDone() or span.settling) {
+                i += 1;
+                continue;
+            }
+            any = true;
+            consumer.left_count -= 1;
+            consumer.left[i] = consumer.left[consumer.left_count];
+            consumer.left_slots -= span.slots;
+            consumer.noLongerHeld(span);
+            // Where the head comes, or came, next: nobody may claim there in that lap, for some may have passed it.
+            const next_visit = consumer.tail + (index +% ring.slot_count -% ring.slotIndex(consumer.tail)) % ring.slot_count;
+            consumer.free(position, span.slots, ring.lapOf(next_visit) + 1);
+            if (next_visit < consumer.scan) {
+                consumer.spans[index] = .{ .state = .skipped, .settling = false, .slots = span.slots, .route = no_route };
+            } else {
+                consumer.spans[index] = .unseen;
+                for (0..span.slots) |slot| consumer.holes.set(index + slot);
+                consumer.hole_count += span.slots;
+            }
+        }
+        return any;
+    }
+
+    fn free(consumer: *Consumer, position: u64, slots: u16, lap: u40) void {
+        assert(slots >= 1);
+        const word = ring.StateWord.free(lap).bits();
+        // The first word last: as long as it stands, a daemon that is killed here finds the span whole.
+        var i: u64 = slots;
+        while (i > 0) {
+            i -= 1;
+            shared.store(u64, consumer.view.stateWord(position + i), word, .release);
+        }
+    }
+
+    fn noLongerHeld(consumer: *Consumer, span: Span) void {
+        if (span.awaited) consumer.awaited_count -= 1;
+        if (span.state != .consumed or span.route == no_route) return;
+        consumer.held_slots[span.route] -= span.slots;
+        if (consumer.held_slots[span.route] == 0) consumer.holding_routes -= 1;
+    }
+
+    /// No slot of the span belongs to one that is left behind, or to a hole.
+    fn isClear(consumer: *const Consumer, position: u64, slots: u16) bool {
+        if (consumer.left_count == 0 and consumer.hole_count == 0) return true;
+        for (1..slots) |slot| {
+            const index = ring.slotIndex(position + slot);
+            if (consumer.spans[index].left or consumer.holes.isSet(index)) return false;
+        }
+        return true;
+    }
+
     /// Whether anything that `next` or `nextPassed` would give may be there. Called after the doorbell is set.
     pub fn somethingToDo(consumer: *Consumer) bool {
-        const word = consumer.view.loadState(consumer.scan);
-        if (consumer.scan - consumer.tail < ring.slot_count and word.lap == ring.lapOf(consumer.scan)) {
+        if (consumer.inherited_taken < consumer.inherited_count) return true;
+        const position = consumer.pastLeft(consumer.scan);
+        const word = consumer.view.loadState(position);
+        if (position - consumer.tail < ring.slot_count and word.lap == ring.lapOf(position)) {
             switch (word.state) {
-                .free, .closed => {},
-                .claimed => if (consumer.somethingBehind(consumer.scan, word)) return true,
+                .free => {},
+                .claimed => if (consumer.somethingBehind(position, word)) return true,
                 else => return true,
             }
         }
-        for (consumer.passed[0..consumer.passed_count]) |position| {
-            if (consumer.view.loadState(position).state != .passed) return true;
+        for (consumer.passed[0..consumer.passed_count]) |passed| {
+            switch (consumer.view.loadState(passed).state) {
+                .passed => {},
+                else => return true,
+            }
         }
         return false;
     }
 
-    /// All operations at positions below `position` are seen, none is passed and open.
-    pub fn isBehind(consumer: *const Consumer, position: u64) bool {
-        if (consumer.scan < position) return false;
+    /// The first position from `position` on that somebody could claim.
+    fn pastLeft(consumer: *const Consumer, position: u64) u64 {
+        var at = position;
+        while (at < consumer.tail + ring.slot_count) {
+            const index = ring.slotIndex(at);
+            if (consumer.spans[index].left) {
+                at += consumer.spans[index].slots;
+            } else if (consumer.holes.isSet(index)) {
+                at += 1;
+            } else break;
+        }
+        return at;
+    }
+
+    /// All operations at positions below `position` are seen. Claims that are open still are in no log, whoever may
+    /// commit them later.
+    pub fn isBehindCommitted(consumer: *const Consumer, position: u64) bool {
+        if (consumer.scan < position or consumer.inherited_taken < consumer.inherited_count) return false;
         for (consumer.passed[0..consumer.passed_count]) |passed| {
-            if (passed < position) return false;
+            if (passed < position and consumer.view.loadState(passed).state == .committed_passed) return false;
         }
         return true;
     }
@@ -285,8 +502,8 @@ pub const Consumer = struct {
     }
 
     fn readHeader(consumer: *Consumer, position: u64, word: ring.StateWord) ?Item {
-        const shared: *const volatile ring.SlotHeader = consumer.view.slotHeader(position);
-        const header: ring.SlotHeader = shared.*;
+        const in_ring: *const volatile ring.SlotHeader = consumer.view.slotHeader(position);
+        const header: ring.SlotHeader = in_ring.*;
         const reason = reason: {
             if (header.computeChecksum() != header.header_checksum) break :reason "its header checksum is wrong";
             if (header.position != position) break :reason "its header belongs to another position";
@@ -325,7 +542,7 @@ pub const Consumer = struct {
         if (word.owner < ring.producer_rows and
             ring_memory.ownerOf(consumer.view.producerRow(word.owner)) == .living) return false;
         const aborted = word.with(.aborted).bits();
-        if (@cmpxchgStrong(u64, consumer.view.stateWord(position), word.bits(), aborted, .acq_rel, .acquire) == null) {
+        if (shared.exchangeIf(u64, consumer.view.stateWord(position), word.bits(), aborted, .acq_rel, .acquire) == null) {
             consumer.counters.add(.claims_aborted_total, 1);
         }
         return true; // look again: aborted now, or committed in the last moment
@@ -333,24 +550,31 @@ pub const Consumer = struct {
 
     fn somethingBehind(consumer: *const Consumer, position: u64, word: ring.StateWord) bool {
         // Who waits for space may wait for the slots that this very claim holds up.
-        if (@atomicLoad(u32, &consumer.view.header().space_waiters, .seq_cst) != 0) return true;
+        if (shared.load(u32, &consumer.view.header().space_waiters, .seq_cst) != 0) return true;
         if (position < consumer.required_scan) return true;
-        const behind = position + word.span;
+        const behind = consumer.pastLeft(position + word.span);
         if (behind >= consumer.tail + ring.slot_count) return true; // the ring is full of claims: all are passed
         const other = consumer.view.loadState(behind);
-        return other.lap == ring.lapOf(behind) and other.state != .free and other.state != .closed;
+        return other.lap == ring.lapOf(behind) and other.state != .free;
     }
 
     /// A head that cannot be: set it behind the last claim that the words show.
     fn repairHead(consumer: *Consumer, seen: u64) void {
         var position = consumer.scan;
         while (position < consumer.tail + ring.slot_count) {
+            const past = consumer.pastLeft(position);
+            if (past != position) {
+                // Only if there is something behind.
+                const next_word = consumer.view.loadState(past);
+                if (past >= consumer.tail + ring.slot_count or next_word.lap != ring.lapOf(past) or next_word.state == .free) break;
+                position = past;
+            }
             const word = consumer.view.loadState(position);
-            if (word.lap != ring.lapOf(position) or word.state == .free or word.state == .closed) break;
+            if (word.lap != ring.lapOf(position) or word.state == .free) break;
             position += @max(1, word.span);
         }
         if (seen == position) return;
-        if (@cmpxchgStrong(u64, &consumer.view.header().head, seen, position, .acq_rel, .acquire) == null) {
+        if (shared.exchangeIf(u64, &consumer.view.header().head, seen, position, .acq_rel, .acquire) == null) {
             consumer.counters.add(.heads_repaired_total, 1);
             consumer.reject(consumer.scan, 0, "the ring's head pointed outside the ring; it was set right");
         }
@@ -458,7 +682,7 @@ test "an open claim is passed when something stands behind it, and holds up the 
     try testing.expectEqual(ring.State.passed, t.view().loadState(open).state);
     t.consumer.release();
     try testing.expectEqual(@as(u64, 0), t.consumer.tail);
-    try testing.expect(!t.consumer.isBehind(open + 1));
+    try testing.expect(t.consumer.isBehindCommitted(open + 1));
     t.set(open, .committed_passed);
     const item = t.consumer.nextPassed().?;
     try testing.expectEqual(open, item.position);

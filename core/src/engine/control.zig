@@ -622,7 +622,9 @@ pub const Control = struct {
         steps.reached(.marked);
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
-        file.* = .{ .file_id = file_id, .route = route.index, .identity = identity.*, .fd = fd, .open_for_writing = true };
+        const sync_fd = files.openForSync(fd);
+        errdefer if (sync_fd != fd) os.close(sync_fd);
+        file.* = .{ .file_id = file_id, .route = route.index, .log = route.log, .identity = identity.*, .fd = fd, .sync_fd = sync_fd, .open_for_writing = true };
         try self.registry.put(allocator, key, file);
         state.counters.add(.files_open, 1);
         return file;
@@ -743,16 +745,10 @@ pub const Control = struct {
         }
     }
 
-    /// So that a program that was just written can be executed. Keeps the number, and a description to sync by.
+    /// So that a program that was just written can be executed.
     fn closeForWriting(file: *File) void {
-        var link: [32]u8 = undefined;
-        const path = std.fmt.bufPrintZ(&link, "/proc/self/fd/{d}", .{file.fd}) catch unreachable;
-        const fd = switch (os.descriptor(linux.open(path, .{ .ACCMODE = .RDONLY, .CLOEXEC = true, .NONBLOCK = true, .NOCTTY = true }, 0))) {
-            .fd => |fd| fd,
-            .errno => return, // unreadable for us: then it stays open for writing until the checkpoint
-        };
-        defer os.close(fd);
-        if (os.check(linux.dup3(fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true }))) == .errno) return;
+        if (file.sync_fd == file.fd) return; // unreadable for us: then it stays open for writing until the checkpoint
+        if (os.check(linux.dup3(file.sync_fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true }))) == .errno) return;
         file.open_for_writing = false;
     }
 
@@ -765,8 +761,9 @@ pub const Control = struct {
     }
 
     fn destroyFile(state: *State, file: *File) void {
-        os.close(file.fd);
+        files.closeDescriptors(file);
         file.handle_list.deinit(state.allocator);
+        file.deferred.deinit(state.allocator);
         state.allocator.destroy(file);
     }
 

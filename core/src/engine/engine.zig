@@ -18,7 +18,8 @@ const Events = @import("events.zig").Events;
 const Control = @import("control.zig").Control;
 const Worker = @import("worker.zig").Worker;
 const Recovered = @import("worker.zig").Recovered;
-const Replay = @import("replay.zig").Replay;
+const replay_module = @import("replay.zig");
+const Replay = replay_module.Replay;
 const EngineKind = @import("disk/applier.zig").EngineKind;
 const maintenance = @import("maintenance.zig");
 const steps = @import("steps.zig");
@@ -49,6 +50,8 @@ pub const Settings = struct {
     checkpoint_bytes: u64,
     checkpoint_interval_ms: u32,
     routes: []const RouteSettings,
+    /// Called by the starting thread while a route's replay takes long.
+    progress: ?replay_module.Progress,
 };
 
 /// How long a start waits for the last queued write of a daemon that was killed.
@@ -61,6 +64,7 @@ pub const Engine = struct {
     worker: Worker,
     storage: storage_module.LinuxStorage,
     serving: bool,
+    progress: ?replay_module.Progress,
     socket_lock_fd: i32,
     log_lock_fd: i32,
     socket_path: [:0]u8,
@@ -76,6 +80,7 @@ pub const Engine = struct {
         errdefer allocator.destroy(engine);
         engine.allocator = allocator;
         engine.serving = false;
+        engine.progress = settings.progress;
 
         const socket_path = try text(allocator, settings.control_socket, failure);
         engine.socket_path = socket_path;
@@ -153,7 +158,7 @@ pub const Engine = struct {
         engine.segments_thread.join();
         engine.checkpoints_thread.join();
         // Clients learn of it by the hang-up; what they put into the ring from now on waits for the next start.
-        _ = linux.unlink(engine.socket_path);
+        if (isSocket(engine.socket_path) == true) _ = linux.unlink(engine.socket_path);
         engine.control.stop();
         engine.control_thread.join();
         const drained = state.drained;
@@ -164,7 +169,7 @@ pub const Engine = struct {
     /// After `stop`, once nobody reads events any more.
     pub fn destroy(engine: *Engine) void {
         // A thread that hangs in a file system still looks at all this: it goes with the process.
-        if (engine.worker.applier.in_flight > 0) return;
+        if (engine.worker.isStuck()) return;
         const state = &engine.state;
         const allocator = engine.allocator;
         engine.worker.deinit();
@@ -172,8 +177,7 @@ pub const Engine = struct {
         for (0..state.routeCount()) |index| {
             const route = state.route(@intCast(index));
             route.log.close();
-            route.checkpoint.files.deinit(allocator);
-            route.checkpoint_next.deinit(allocator);
+            route.replayed.deinit(allocator);
             allocator.free(route.name);
             allocator.free(route.pattern);
             allocator.destroy(route);
@@ -282,7 +286,13 @@ pub const Engine = struct {
     fn replayRoute(engine: *Engine, route: *Route, recovered: *Recovered, failure: *Failure) error{Failed}!void {
         const state = &engine.state;
         {
+            const run_memory = engine.allocator.alloc(u8, replay_module.run_bytes_max) catch
+                return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory while replaying route {s}", .{route.name});
+            defer engine.allocator.free(run_memory);
             var replay = Replay{
+                .tell = engine.progress,
+                .begun_ns = os.monotonicNs(),
+                .run_memory = run_memory,
                 .state = state,
                 .route = route,
                 .recovered = recovered,
@@ -306,6 +316,7 @@ pub const Engine = struct {
                     .route = route.name,
                     .records = replay.records,
                     .bytes = replay.bytes,
+                    .milliseconds = (os.monotonicNs() - replay.begun_ns) / std.time.ns_per_ms,
                     .quarantined = replay.quarantined,
                     .missing = recovery.missing_records,
                     .receipt = recovery.receipt_name,
@@ -317,8 +328,9 @@ pub const Engine = struct {
                 const file = entry.file orelse continue;
                 engine.control.adopt(file);
                 state.counters.add(.files_open, 1);
-                file.dirty = true;
-                route.checkpoint_next.append(engine.allocator, file) catch
+                // Also those without records: then they are let go of.
+                file.unsynced_lsn = recovery.applied_lsn + 1;
+                route.replayed.append(engine.allocator, file) catch
                     return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory while replaying route {s}", .{route.name});
             }
         }
@@ -428,6 +440,13 @@ fn placeApart(directory: [:0]const u8) void {
     _ = os.check(linux.ioctl(@intCast(fd), set_flags, @intFromPtr(&flags)));
 }
 
+/// null: there is nothing.
+fn isSocket(path: [:0]const u8) ?bool {
+    var buffer: linux.Statx = undefined;
+    const looked = os.check(linux.statx(linux.AT.FDCWD, path, linux.AT.SYMLINK_NOFOLLOW, linux.STATX_TYPE, &buffer));
+    return if (looked == .errno) null else buffer.mode & linux.S.IFMT == linux.S.IFSOCK;
+}
+
 fn listen(path: [:0]const u8, settings: *const Settings, failure: *Failure) error{Failed}!i32 {
     var address = linux.sockaddr.un{ .path = @splat(0) };
     if (path.len >= address.path.len) return failure.set(@intFromEnum(linux.E.NAMETOOLONG), "the control socket's path has {d} bytes, a Unix socket's can have {d}: {s}", .{ path.len, address.path.len - 1, path });
@@ -437,8 +456,11 @@ fn listen(path: [:0]const u8, settings: *const Settings, failure: *Failure) erro
         .errno => |errno| return failure.set(errno, "cannot make the control socket: {s}", .{Failure.nameOf(errno)}),
     };
     errdefer os.close(fd);
-    // We hold the lock: a socket that is there belongs to a daemon that is gone.
-    _ = linux.unlink(path);
+    if (isSocket(path)) |is_socket| {
+        if (!is_socket) return failure.set(@intFromEnum(linux.E.EXIST), "{s} is there, and is not a socket: control.socket must name a place of its own. Set another, or move what is there away", .{path});
+        // We hold the lock: it belongs to a daemon that is gone.
+        _ = linux.unlink(path);
+    }
     const bound = os.check(linux.bind(fd, @ptrCast(&address), @sizeOf(linux.sockaddr.un))).err();
     if (bound != 0) return failure.set(bound, "cannot bind the control socket {s}: {s}. Its directory must exist and be writable for this user", .{ path, Failure.nameOf(bound) });
     _ = linux.chmod(path, settings.control_mode);

@@ -12,7 +12,10 @@ const os = @import("os.zig");
 const applier = @import("disk/applier.zig");
 const Buffer = @import("buffers.zig").Buffer;
 const Lane = @import("disk/lanes.zig").Lane;
+const Log = @import("wal/log.zig").Log;
 const HandleRef = @import("served_ring.zig").HandleRef;
+const ServedRing = @import("served_ring.zig").ServedRing;
+const Item = @import("consumer.zig").Item;
 
 pub const Identity = struct {
     blob: wal.FileIdentity,
@@ -49,10 +52,15 @@ pub const Identity = struct {
 pub const File = struct {
     file_id: u64,
     route: u32,
+    /// Of its route.
+    log: *Log,
     identity: Identity,
-    /// Open for writing while a handle is routed or the queue is not empty; else for reading, only to sync it,
-    /// so that a program that has just been written can be executed (no ETXTBSY). Same number throughout.
+    /// Open for writing while a handle is routed; else for reading, so that a program that has just been written can be
+    /// executed (no ETXTBSY). Same number throughout.
     fd: i32,
+    /// All syncs go by this description, which is never replaced: one learns of a lost page only if it was open before
+    /// anybody else was told. Open for reading where that is permitted, else the same as `fd`.
+    sync_fd: i32,
 
     // Control thread.
     handles: u32 = 0,
@@ -66,19 +74,39 @@ pub const File = struct {
     fences_open: u32 = 0,
     /// Of its file system, where the disk engine has lanes.
     lane: ?*Lane = null,
+    /// For what takes longer than a write: checkpoints' syncs, and writing it again from the log.
+    long_lane: ?*Lane = null,
+    errand: enum { sync, rewrite } = .sync,
+    /// A sync in the queue, behind all that stood there.
+    sync_run: applier.Run = .sync,
+    queue_syncing: bool = false,
+    /// All that was ever queued is in the file and synced.
+    queue_synced: bool = false,
     /// Where the next append goes, while `end_known`.
     end: u64 = 0,
     end_known: bool = false,
     /// The last LSN that replay would need for this file; 0: none in this life.
     last_lsn: u64 = 0,
-    /// Written since the last checkpoint took it.
-    dirty: bool = false,
-    /// Not 0: the target refused a write with this errno. Nothing new is taken, what is queued is tried again
-    /// from time to time.
+    /// Of its last fence: nothing at or below is ever written again.
+    fence_lsn: u64 = 0,
+    /// The first of its records that no successful sync covers; 0: there is none.
+    unsynced_lsn: u64 = 0,
+    /// A checkpoint has its sync under way, which covers what stands from here up to the checkpoint.
+    syncing: bool = false,
+    syncing_lsn: u64 = 0,
+    /// Not 0: from here on its records are written again from the log before anything else is written to it.
+    rewrite_lsn: u64 = 0,
+    /// That is under way, up to here.
+    rewriting: bool = false,
+    rewrite_to_lsn: u64 = 0,
+    rewrite_pause_ns: u64 = 0,
+    rewrite_at_ns: u64 = 0,
+    /// Not 0: the target refused a write, or a sync, with this errno. Nothing new is taken until it is rewritten.
     failed_errno: i32 = 0,
-    retrying: bool = false,
-    /// A replay could not write it: what is missing is in the log alone, so nothing is tried before the next start.
-    unreplayed: bool = false,
+    /// Operations that wait until the fence is logged that a foreign truncate asks for; oldest first.
+    deferred: std.ArrayListUnmanaged(Deferred) = .empty,
+    /// Offered to the control thread, which has not answered.
+    offered: bool = false,
     /// Its identity stands in the log above the checkpoint.
     identity_lsn: u64 = 0,
     handle_list: std.ArrayListUnmanaged(HandleRef) = .empty,
@@ -89,6 +117,41 @@ pub const File = struct {
     chain_first: u32 = 0,
     chain_last: u32 = 0,
 };
+
+/// Taken from a ring, whose slot is held.
+pub const Deferred = struct { ring: *ServedRing, item: Item };
+
+/// A description of the same inode for `File.sync_fd`. To be had before anything is written by `fd`.
+pub fn openForSync(fd: i32) i32 {
+    return openAgain(fd, .RDONLY) orelse fd;
+}
+
+/// By its inode, whatever its name is now; null where that is not permitted.
+pub fn openAgain(fd: i32, access: std.posix.ACCMODE) ?i32 {
+    var link: [32]u8 = undefined;
+    const path = std.fmt.bufPrintZ(&link, "/proc/self/fd/{d}", .{fd}) catch unreachable;
+    return switch (os.descriptor(linux.open(path, .{ .ACCMODE = access, .CLOEXEC = true, .NONBLOCK = true, .NOCTTY = true }, 0))) {
+        .fd => |opened| opened,
+        .errno => null,
+    };
+}
+
+/// Before a file is written again after a failure: pages that the kernel failed to write, and counts as written since,
+/// go, so that they are read from the disk. (Seen on ext4: such a page's blocks stay marked as never written, and what
+/// is written to it again, and synced with success, reads as zeros once the page is gone.) Errno, or 0.
+pub fn dropPages(sync_fd: i32) i32 {
+    // Only what is clean can go.
+    const errno = os.check(linux.fdatasync(sync_fd)).err();
+    if (errno != 0) return errno;
+    const dont_need = 4;
+    return os.check(linux.fadvise(sync_fd, 0, 0, dont_need)).err();
+}
+
+/// Closes what a File holds.
+pub fn closeDescriptors(file: *const File) void {
+    if (file.sync_fd != file.fd) os.close(file.sync_fd);
+    os.close(file.fd);
+}
 
 /// Why a descriptor is not taken, in the terms of control.Refusal.
 pub const Unfit = error{ NotRegular, SeveralLinks, NotWritable, NoPath, CannotReopen, NoAttribute };

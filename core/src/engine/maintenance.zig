@@ -1,14 +1,14 @@
-//! What must not hold up the worker: segments made ready ahead of need, and checkpoints. Each has a thread of
-//! its own, so that a target whose sync hangs does not keep the log from growing.
+//! What of the logs must not hold up the worker: segments made ready ahead of need, and the cursors of checkpoints. Each
+//! has a thread of its own, so that a cursor whose write hangs does not keep the logs from growing.
 
 const std = @import("std");
-const linux = std.os.linux;
 const os = @import("os.zig");
 const State = @import("state.zig").State;
 const Route = @import("route.zig").Route;
-const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const log_module = @import("wal/log.zig");
+const storage_module = @import("wal/storage.zig");
+const checkpoint_module = @import("wal/checkpoint.zig");
 
 /// Bound of a sleep that nothing ended.
 const sleep_ns_max = std.time.ns_per_s;
@@ -25,7 +25,7 @@ pub fn prepareSegments(state: *State) void {
     }.once);
 }
 
-/// Thread body: does the checkpoints that the worker hands over, until the worker has ended.
+/// Thread body: writes the cursors of the checkpoints whose targets the worker has had synced, until the worker has ended.
 pub fn checkpointRoutes(state: *State) void {
     runUntilEnd(state, struct {
         fn once(s: *State, route: *Route) void {
@@ -47,36 +47,46 @@ fn runUntilEnd(state: *State, once: *const fn (*State, *Route) void) void {
     }
 }
 
-/// Targets first, then the cursor, then the segments below it: whatever cuts this short, the log still holds
-/// all that may not be in a target.
+/// false: the cursor is where it was, and why stands in the job.
 fn checkpoint(state: *State, route: *Route) bool {
-    const job = &route.checkpoint;
-    for (job.files.items) |file| {
-        const errno = os.check(linux.fdatasync(file.fd)).err();
-        if (errno == 0) continue;
-        job.failed_file = file;
-        job.errno = errno;
-        state.events.post(.@"error", "target_sync_failed", .{ .route = route.name, .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
-        return false;
-    }
-    steps.reached(.targets_synced);
-    route.log.checkpoint(job.lsn) catch |err| {
-        job.failed_file = null;
-        job.errno = @intFromEnum(linux.E.IO);
-        state.events.post(.@"error", "checkpoint_failed", .{ .route = route.name, .lsn = job.lsn, .@"error" = @errorName(err) });
-        return false;
-    };
-    steps.reached(.cursor_written);
-    route.log.collect(.{ .context = state, .ask = mayRemove }) catch |err| {
-        // Segments that could not be removed are tried again with the next checkpoint.
-        state.events.post(.warning, "segments_not_removed", .{ .route = route.name, .@"error" = @errorName(err) });
+    checkpoint_module.run(route.log, route.checkpoint.lsn, Steps{ .state = state, .route = route }) catch |err| switch (err) {
+        error.TargetsNotSynced, error.CursorNotWritten => return false,
+        error.SegmentsNotRemoved => {},
     };
     return true;
 }
 
-/// The checkpoint was only asked for when the ring had released all that it covers, so no later daemon can find
-/// an operation in the ring that stands in a segment below it: whatever is below may go.
-fn mayRemove(context: *anyopaque, segment: *const log_module.SegmentSummary) bool {
-    _ = .{ context, segment };
-    return true;
-}
+const Steps = struct {
+    state: *State,
+    route: *Route,
+
+    /// Their lanes have done that before the job came here (see Worker.checkpoint).
+    pub fn syncTargets(_: Steps) bool {
+        steps.reached(.targets_synced);
+        return true;
+    }
+
+    pub fn cursorWritten(_: Steps) void {
+        steps.reached(.cursor_written);
+    }
+
+    pub fn cursorFailed(self: Steps, err: storage_module.Error) void {
+        const job = &self.route.checkpoint;
+        self.state.events.post(.@"error", "checkpoint_failed", .{ .route = self.route.name, .lsn = job.lsn, .@"error" = @errorName(err) });
+    }
+
+    /// They are tried again with the next checkpoint.
+    pub fn removalFailed(self: Steps, err: storage_module.Error) void {
+        self.state.events.post(.warning, "segments_not_removed", .{ .route = self.route.name, .@"error" = @errorName(err) });
+    }
+
+    pub fn mayRemove(self: Steps) log_module.MayRemove {
+        return .{ .context = self.state, .ask = yes };
+    }
+
+    /// The checkpoint was only asked for when the ring had released all that it covers, so no later daemon can find
+    /// an operation in the ring that stands in a segment below it: whatever is below may go.
+    fn yes(_: *anyopaque, _: *const log_module.SegmentSummary) bool {
+        return true;
+    }
+};

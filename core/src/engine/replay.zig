@@ -15,6 +15,8 @@ const Route = @import("route.zig").Route;
 const Recovered = @import("worker.zig").Recovered;
 const log_module = @import("wal/log.zig");
 const quarantine = @import("quarantine.zig");
+const routes = @import("../format/routes.zig");
+const rewrite = @import("rewrite.zig");
 
 /// What one file's records in the log add up to.
 const Known = struct {
@@ -26,7 +28,24 @@ const Known = struct {
     /// Looked for and not found: its records go to the quarantine.
     lost: bool = false,
     reported: bool = false,
+    /// Something has been applied to it.
+    written: bool = false,
 };
+
+pub const Progress = *const fn (route: [*:0]const u8, done_bytes: u64, total_bytes: u64) callconv(.c) void;
+
+const silent_ns = 2 * std.time.ns_per_s;
+const tell_every_ns = std.time.ns_per_s;
+
+/// Writes that follow one another in one file, gathered: many small records cost one system call.
+const Run = struct {
+    file: ?*File = null,
+    offset: u64 = 0,
+    length: usize = 0,
+    first_lsn: u64 = 0,
+    records: u64 = 0,
+};
+pub const run_bytes_max = 256 * 1024;
 
 pub const Replay = struct {
     state: *State,
@@ -37,6 +56,12 @@ pub const Replay = struct {
     bytes: u64 = 0,
     quarantined: u64 = 0,
     last_lsn: u64 = 0,
+    /// Hears how far it is, about once a second, once it takes long.
+    tell: ?Progress,
+    begun_ns: u64,
+    told_ns: u64 = 0,
+    run: Run = .{},
+    run_memory: []u8,
 
     pub fn deinit(replay: *Replay) void {
         var entries = replay.known.valueIterator();
@@ -47,7 +72,18 @@ pub const Replay = struct {
     }
 
     pub fn visitor(replay: *Replay) log_module.Visitor {
-        return .{ .context = replay, .visit = visit };
+        return .{ .context = replay, .visit = visit, .progress = progress };
+    }
+
+    fn progress(context: *anyopaque, done_bytes: u64, total_bytes: u64) void {
+        const replay: *Replay = @ptrCast(@alignCast(context));
+        const tell = replay.tell orelse return;
+        const now_ns = os.monotonicNs();
+        if (now_ns - replay.begun_ns < silent_ns or now_ns - replay.told_ns < tell_every_ns) return;
+        replay.told_ns = now_ns;
+        var name: [routes.name_bytes_max + 1]u8 = undefined;
+        const route = std.fmt.bufPrintZ(&name, "{s}", .{replay.route.name}) catch return;
+        tell(route, done_bytes, total_bytes);
     }
 
     fn visit(context: *anyopaque, pass: log_module.Pass, header: *const wal.RecordHeader, payload: []const u8) error{VisitorStopped}!void {
@@ -107,28 +143,54 @@ pub const Replay = struct {
             .write => @max(file.end, header.offset + payload.len),
             else => file.end,
         };
+        file.last_lsn = header.lsn;
         if (file.failed_errno != 0) return; // in order, or not at all
-        const errno = switch (kind) {
-            .write => writeAll(file.fd, payload, header.offset),
-            .truncate => os.check(linux.ftruncate(file.fd, @intCast(header.offset))).err(),
-            .allocate => if (payload.len == 8)
-                os.check(linux.fallocate(file.fd, @bitCast(header.argument), @intCast(header.offset), @intCast(std.mem.readInt(u64, payload[0..8], .little)))).err()
-            else
-                0,
-            else => unreachable,
-        };
+        if (!known.written) {
+            // The daemon before may have been killed while a sync of its was failing.
+            const dropped = files.dropPages(file.sync_fd);
+            known.written = true;
+            if (dropped != 0) return replay.noteApplied(file, dropped, header.lsn, 1, payload.len);
+        }
+        if (kind == .write and payload.len <= run_bytes_max) return replay.gather(file, header, payload);
+        replay.flush();
+        if (file.failed_errno != 0) return;
+        replay.noteApplied(file, rewrite.apply(file.fd, header, payload), header.lsn, 1, payload.len);
+    }
+
+    /// In order: what is gathered goes out before anything that does not follow it.
+    fn gather(replay: *Replay, file: *File, header: *const wal.RecordHeader, payload: []const u8) void {
+        const run = &replay.run;
+        const follows = run.file == file and run.offset + run.length == header.offset and
+            run.length + payload.len <= replay.run_memory.len;
+        if (!follows) {
+            replay.flush();
+            if (file.failed_errno != 0) return;
+            run.* = .{ .file = file, .offset = header.offset, .first_lsn = header.lsn };
+        }
+        @memcpy(replay.run_memory[run.length..][0..payload.len], payload);
+        run.length += payload.len;
+        run.records += 1;
+    }
+
+    /// Writes what is gathered.
+    fn flush(replay: *Replay) void {
+        const run = replay.run;
+        const file = run.file orelse return;
+        replay.run = .{};
+        const errno = rewrite.writeAll(file.fd, replay.run_memory[0..run.length], run.offset);
+        replay.noteApplied(file, errno, run.first_lsn, run.records, run.length);
+    }
+
+    fn noteApplied(replay: *Replay, file: *File, errno: i32, first_lsn: u64, records: u64, bytes: u64) void {
         if (errno != 0) {
-            // The log keeps this window: the next start tries again.
-            replay.route.checkpoint_blocked = true;
-            // Nothing may be appended where what is missing belongs: it takes nothing until then.
+            // Nothing may be appended where what is missing belongs: it takes nothing until that is there.
             file.failed_errno = errno;
-            file.unreplayed = true;
-            replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = header.lsn, .errno = errno });
+            file.rewrite_lsn = first_lsn;
+            replay.state.events.post(.@"error", "replay_write_failed", .{ .route = replay.route.name, .path = file.identity.pathText(), .lsn = first_lsn, .errno = errno });
             return;
         }
-        file.last_lsn = header.lsn;
-        replay.records += 1;
-        replay.bytes += payload.len;
+        replay.records += records;
+        replay.bytes += bytes;
     }
 
     /// The file as it can be opened now; null where it is gone.
@@ -142,7 +204,9 @@ pub const Replay = struct {
         const allocator = replay.state.allocator;
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
-        file.* = .{ .file_id = file_id, .route = replay.route.index, .identity = identity.*, .fd = fd, .identity_lsn = known.identity_lsn, .last_lsn = known.identity_lsn };
+        const sync_fd = files.openForSync(fd);
+        errdefer if (sync_fd != fd) os.close(sync_fd);
+        file.* = .{ .file_id = file_id, .route = replay.route.index, .log = replay.route.log, .identity = identity.*, .fd = fd, .sync_fd = sync_fd, .identity_lsn = known.identity_lsn, .last_lsn = known.identity_lsn, .fence_lsn = known.fence_lsn };
         // The device's number may have changed with a reboot, the path with a rename.
         if (os.statOf(fd) == .stat) file.identity.blob.device = os.statOf(fd).stat.device;
         var path: [4096]u8 = undefined;
@@ -162,7 +226,9 @@ pub const Replay = struct {
 
     /// Opens every file that the log names, also those without records: the ring may still hold some for them,
     /// and their mark must be taken off in the end.
+    /// After the recovery. All that was gathered is written then.
     pub fn locateAll(replay: *Replay) !void {
+        replay.flush();
         var entries = replay.known.iterator();
         while (entries.next()) |pair| _ = try replay.locate(pair.key_ptr.*, pair.value_ptr);
     }
@@ -178,19 +244,5 @@ pub const Replay = struct {
             .silent = known.reported, // once per file
         });
         known.reported = true;
-    }
-
-    fn writeAll(fd: i32, payload: []const u8, offset: u64) i32 {
-        var done: usize = 0;
-        while (done < payload.len) {
-            switch (os.check(linux.pwrite(fd, payload.ptr + done, payload.len - done, @intCast(offset + done)))) {
-                .value => |count| {
-                    if (count == 0) return @intFromEnum(linux.E.IO);
-                    done += count;
-                },
-                .errno => |errno| if (errno != @intFromEnum(linux.E.INTR)) return errno,
-            }
-        }
-        return 0;
     }
 };

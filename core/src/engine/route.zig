@@ -35,19 +35,14 @@ pub const Route = struct {
     unsynced_since_ns: u64 = 0,
     /// Of the oldest record that is not durable, when its producer made it; `no_record` without one.
     oldest_undurable_ns: u64 = no_record,
-    /// Highest LSN that is applied, with all below it.
+    /// Highest LSN that is applied, with all below it, but for what files are to be rewritten from (File.rewrite_lsn).
     applied_lsn: u64 = 0,
     /// The last record that is not the daemon's own housekeeping.
     data_lsn: u64 = 0,
-    /// The highest LSN of a buffer that left the queue, whatever its targets refused.
-    completed_lsn: u64 = 0,
-    /// Applied but for runs that a target refused; they keep their bytes. Oldest first.
-    pinned_first: ?*Buffer = null,
-    pinned_last: ?*Buffer = null,
-    /// Files written since the last checkpoint was handed over.
-    checkpoint_next: std.ArrayListUnmanaged(*File) = .empty,
-    /// No checkpoint until the next start: a target's sync failed, or there was no memory to note its files.
-    checkpoint_blocked: bool = false,
+    /// Files that a replay has found, and that the worker does not know yet.
+    replayed: std.ArrayListUnmanaged(*File) = .empty,
+    /// Files whose targets fail.
+    failed_files: u32 = 0,
     bytes_since_checkpoint: u64 = 0,
     checkpoint: Checkpoint = .{},
 
@@ -81,18 +76,18 @@ pub const Flush = enum(u64) {
     }
 };
 
-/// A checkpoint of one route on its way: worker fills it, maintenance thread does it, worker takes the result.
+/// A checkpoint of one route on its way: the worker has its files synced, each on the thread of its file system, then
+/// the maintenance thread writes the cursor and removes segments, then the worker takes the result.
 pub const Checkpoint = struct {
-    state: enum(u32) { idle, requested, done, failed } = .idle,
+    state: enum(u32) { idle, syncing, requested, done, failed } = .idle,
     /// All records up to here are applied, and released from the ring.
     /// Every file that is open has its identity in the log above this one, or the records that follow could
     /// not be placed.
     lsn: u64 = 0,
-    /// The files written since the last one.
-    files: std.ArrayListUnmanaged(*File) = .empty,
-    /// The file whose sync failed, and why.
-    failed_file: ?*File = null,
-    errno: i32 = 0,
+    /// Files whose sync is under way.
+    syncs: u32 = 0,
     last_lsn: u64 = 0,
     last_ns: u64 = 0,
+    /// The last cursor could not be written: the next one is tried an interval later.
+    cursor_failed: bool = false,
 };

@@ -51,10 +51,18 @@ pub const Line = struct {
     /// In the files, as far as its buffers say.
     applied_position: u64 = 0,
     barriers_before_record: bool = false,
+    /// But not from here on: a barrier that has to wait for what other rings hold, which may be in this batch.
+    shared_barrier_position: u64 = no_gate,
     /// No position is published beyond: a barrier that waits until other rings have been looked at.
     gate_position: u64 = no_gate,
+    /// Nor beyond this: an operation that waits for its file's fence, and is in no buffer yet.
+    deferred_position: u64 = no_gate,
 
     pub const no_gate: u64 = std.math.maxInt(u64);
+
+    pub fn limit(line: *const Line) u64 {
+        return @min(line.gate_position, line.deferred_position);
+    }
 };
 
 pub const ServedRing = struct {

@@ -41,6 +41,9 @@ const Request = @import("requests.zig").Request;
 const Uring = @import("uring.zig").Uring;
 const applier_module = @import("disk/applier.zig");
 const Applier = applier_module.Applier;
+const lanes_module = @import("disk/lanes.zig");
+const Lanes = lanes_module.Lanes;
+const rewrite = @import("rewrite.zig");
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const quarantine = @import("quarantine.zig");
@@ -53,6 +56,8 @@ const sleep_ns_max = 100 * std.time.ns_per_ms;
 const sleep_ns_passed = 5 * std.time.ns_per_ms;
 const tick_ns_stopping = std.time.ns_per_ms;
 const retry_interval_ns = 100 * std.time.ns_per_ms;
+/// A target that goes on failing is tried less and less often: each attempt may write all of its window again.
+const rewrite_pause_ns_max = 2 * std.time.ns_per_s;
 
 /// user_data of completions that are not a file's: 1 for the worker's own doorbell, then one for each ring's.
 const user_data_doorbell: u64 = 1;
@@ -100,6 +105,11 @@ pub const Worker = struct {
     recovered: Recovered,
     uring: Uring = undefined,
     applier: Applier = undefined,
+    /// Where checkpoints' syncs, and rewriting, are done.
+    long_lanes: Lanes = undefined,
+    long_in_flight: u32 = 0,
+    /// Files with operations that wait for a fence.
+    deferring_files: u32 = 0,
     pending: ?*Request = null,
     /// Requests whose record is in a group that is not committed yet.
     awaiting_commit: ?*Request = null,
@@ -109,7 +119,6 @@ pub const Worker = struct {
     /// Offers to the control thread that it has not answered.
     offers_open: u32 = 0,
     last_tick_ns: u64 = 0,
-    last_retry_ns: u64 = 0,
     lock_fd: i32,
 
     /// Routes with something under way, so that a thousand idle ones cost nothing.
@@ -179,20 +188,26 @@ pub const Worker = struct {
             }
         }
         worker.applier = .{ .engine = switch (worker.state.disk_engine) {
-            .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell } },
+            .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = lanes_module.performRun } },
             .io_uring => .{ .io_uring = &worker.uring },
-        }, .allocator = worker.state.allocator, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
+        }, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .synced = queueSynced } };
+        worker.long_lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = rewrite.perform };
         result.* = 0;
         ready.set();
         // Files that replay found have a lane from the start: what the ring still holds may name them.
-        var recovered = worker.recovered.files.valueIterator();
-        while (recovered.next()) |file| _ = worker.knowFile(file.*);
+        for (0..worker.state.routeCount()) |index| worker.knowReplayed(worker.state.route(@intCast(index)));
         worker.loop();
-        if (worker.applier.in_flight > 0) return; // stuck in a file system: it ends with the process
+        if (worker.isStuck()) return; // it ends with the process
+        worker.long_lanes.deinit();
         switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.deinit(),
             .io_uring => |uring| uring.deinit(),
         }
+    }
+
+    /// After `run`: something hangs in a file system still, and looks at files and buffers.
+    pub fn isStuck(worker: *const Worker) bool {
+        return worker.applier.in_flight > 0 or worker.long_in_flight > 0;
     }
 
     fn loop(worker: *Worker) void {
@@ -221,12 +236,13 @@ pub const Worker = struct {
     fn round(worker: *Worker) bool {
         var worked = worker.takeRequests();
         worker.batch_full = false;
+        if (worker.deferring_files > 0) worker.takeDeferred();
         if (worker.collect()) {
             worked = true;
             steps.reached(.collected);
         }
         for (worker.served()) |each| {
-            if (!each.recovery_over and each.consumer.isBehind(each.recovery_head)) worker.endRecovery(each);
+            if (!each.recovery_over and each.consumer.isBehindCommitted(each.recovery_head)) worker.endRecovery(each);
         }
         if (worker.serveRequests()) worked = true;
         if (worker.active_count > 0) worker.publishCredits();
@@ -288,18 +304,19 @@ pub const Worker = struct {
     }
 
     /// An fsync covers what stood in other rings when it was called: its position waits until the worker has looked
-    /// at all of them up to there.
-    fn gate(worker: *Worker, from: *ServedRing, file: *const File, route: *const Route, position: u64) void {
+    /// at all of them up to there. false: nobody else has the file open.
+    fn gate(worker: *Worker, from: *ServedRing, file: *const File, route: *const Route, position: u64) bool {
         var others = false;
         for (file.handle_list.items) |entry| {
             if (entry.ring == from) continue;
             others = true;
             _ = lookUpToHead(entry.ring);
         }
-        if (!others) return;
+        if (!others) return false;
         const line = &from.lines[route.index];
         line.gate_position = @min(line.gate_position, position);
         worker.gated = true;
+        return true;
     }
 
     fn openGates(worker: *Worker) void {
@@ -333,22 +350,31 @@ pub const Worker = struct {
             worker.state.counters.add(.records_total, 1);
             return worker.touch(from, route);
         }
-        const consumed = if (wasLogged(from, item.position)) true else switch (@as(ring.Operation, @enumFromInt(header.operation))) {
+        const taken: Taken = if (wasLogged(from, item.position)) .taken else switch (@as(ring.Operation, @enumFromInt(header.operation))) {
             .write, .append, .truncate, .allocate => worker.take(from, item, file, route),
             .barrier => blk: {
                 worker.state.counters.add(.barriers_total, 1);
-                if (route.buffer == null) line.barriers_before_record = true;
                 route.sync_wanted = true;
-                worker.gate(from, file, route, item.position);
-                break :blk true;
+                if (worker.gate(from, file, route, item.position)) {
+                    line.shared_barrier_position = @min(line.shared_barrier_position, item.position);
+                } else if (route.buffer == null) line.barriers_before_record = true;
+                break :blk .taken;
             },
             else => {
                 worker.reject(from, item, "its operation is unknown");
                 return;
             },
         };
-        if (!consumed) return;
         const route_index: u16 = @intCast(route.index);
+        switch (taken) {
+            .taken => {},
+            .rejected => return,
+            .deferred => {
+                from.consumer.consumeHeld(item, route_index);
+                line.deferred_position = @min(line.deferred_position, item.position);
+                return worker.touch(from, route);
+            },
+        }
         // Held until the buffer is durable and applied: a passed claim, since its owner waits for the release, and the
         // positions, which passed it long ago, say nothing of it (so it is made durable at once in every mode); and
         // whatever stands in a group that the log has refused, since the ring is then the only place that has it.
@@ -417,32 +443,45 @@ pub const Worker = struct {
         return position < from.recovery_head and from.logged_positions.contains(position);
     }
 
-    /// Copies one operation into its route's group. false: refused, and the sender has been told.
-    fn take(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) bool {
+    const Taken = enum {
+        taken,
+        /// The sender has been told.
+        rejected,
+        /// It is in its file's list: see `takeDeferred`.
+        deferred,
+    };
+
+    /// Copies one operation into its route's group.
+    fn take(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) Taken {
+        if (file.deferred.items.len > 0 and worker.deferItem(from, item, file)) return .deferred;
+        return worker.takeNow(from, item, file, route);
+    }
+
+    fn takeNow(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) Taken {
         const header = &item.header;
         const operation: ring.Operation = @enumFromInt(header.operation);
         // What an earlier daemon accepted is logged in any case: its sender cannot be told any more.
         if (file.failed_errno != 0 and item.position >= from.recovery_head) {
             reportError(.{ .ring = from, .index = header.handle }, file.failed_errno);
-            return true; // answered: with the error
+            return .taken; // answered: with the error
         }
         const file_offset_max = std.math.maxInt(i64);
         var offset = header.offset;
         var length: u64 = header.length_bytes;
         if (operation == .allocate) length = header.time_ns;
         if (!file.end_known) lookAtEnd(file);
-        if (operation == .append) offset = worker.resolveEnd(from, item, file, route);
+        if (operation == .append) offset = worker.resolveEnd(from, item, file, route) orelse return .deferred;
         if (operation == .allocate and header.argument & ~falloc_keep_size != 0) {
             worker.reject(from, item, "its fallocate mode is not one that can be logged");
-            return false;
+            return .rejected;
         }
         if (offset > file_offset_max or length > file_offset_max - offset) {
             worker.reject(from, item, "its offset and length are beyond any file");
-            return false;
+            return .rejected;
         }
         const buffer = worker.bufferOf(route, .{ .ring = from, .position = item.position }) orelse {
             worker.reject(from, item, "no buffer was free"); // hasRoom() was asked before
-            return false;
+            return .rejected;
         };
         const payload_length: u32 = switch (operation) {
             .write, .append => header.length_bytes,
@@ -469,7 +508,7 @@ pub const Worker = struct {
             .time_ns = header.time_ns,
         }) orelse {
             worker.reject(from, item, "its group was full");
-            return false;
+            return .rejected;
         };
         if (operation == .allocate) {
             @memcpy(slot.payload, &allocate_length);
@@ -480,7 +519,7 @@ pub const Worker = struct {
             if (checksum.crc32c(0, slot.payload) != header.payload_checksum) {
                 buffer.group.cancelLast();
                 worker.reject(from, item, "its payload checksum is wrong");
-                return false;
+                return .rejected;
             }
         }
         switch (operation) {
@@ -518,24 +557,100 @@ pub const Worker = struct {
         // An allocate has its length there, and what an earlier daemon accepted was not waiting for this one.
         if (operation != .allocate and item.position >= from.recovery_head) buffer.oldest_ns = @min(buffer.oldest_ns, header.time_ns);
         if (!buffer.hasRoom()) worker.batch_full = true;
-        worker.noteDirty(file, route);
+        if (file.unsynced_lsn == 0) file.unsynced_lsn = slot.lsn;
         worker.state.counters.add(.records_total, 1);
         worker.state.counters.add(.record_bytes_total, payload_length);
-        return true;
+        return .taken;
     }
 
     /// Where an append goes. Looks at the file whenever nothing of ours is on its way to it, so that what
-    /// others appended is not overwritten, and what others cut off is noticed.
-    fn resolveEnd(worker: *Worker, from: *const ServedRing, item: *const Item, file: *File, route: *Route) u64 {
+    /// others appended is not overwritten, and what others cut off is noticed. null: deferred.
+    fn resolveEnd(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) ?u64 {
         if (item.position < from.recovery_head) {
             if (ring.Resolved.decode(item.position, item.header.resolved_offset)) |offset| return offset;
         }
         if (file.queue.isEmpty() and file.chain_buffer == null and file.failed_errno == 0) {
             const expected = file.end;
             lookAtEnd(file);
-            if (file.end < expected) worker.foreignTruncate(file, route, .{ .ring = from, .position = item.position }, expected);
+            if (file.end < expected) {
+                worker.state.counters.add(.foreign_truncates_total, 1);
+                worker.state.events.post(.warning, "foreign_truncate", .{ .path = file.identity.pathText(), .expected_bytes = expected, .found_bytes = file.end });
+                // What the log held before must never be replayed over it. What is in the file must be durable before
+                // the fence is, and that may take long.
+                if (!file.queue_synced) {
+                    if (worker.deferItem(from, item, file)) return null;
+                    // No memory to wait with.
+                    const errno = os.check(linux.fdatasync(file.sync_fd)).err();
+                    if (errno != 0) worker.syncFailed(file, errno);
+                }
+                if (file.failed_errno == 0) _ = worker.logFence(file, route, .{ .ring = from, .position = item.position });
+            }
         }
         return file.end;
+    }
+
+    /// false: no memory for it.
+    fn deferItem(worker: *Worker, from: *ServedRing, item: *const Item, file: *File) bool {
+        file.deferred.append(worker.state.allocator, .{ .ring = from, .item = item.* }) catch return false;
+        if (file.deferred.items.len == 1) worker.deferring_files += 1;
+        return true;
+    }
+
+    /// Operations whose file was cut short by somebody else: once all before them is applied and synced, the fence is
+    /// logged, and they follow.
+    fn takeDeferred(worker: *Worker) void {
+        for (worker.known_files.items) |file| {
+            if (file.deferred.items.len == 0) continue;
+            const route = worker.state.route(file.route);
+            if (file.failed_errno == 0) {
+                if (!worker.isSynced(file)) continue;
+                if (!worker.hasRoom()) return;
+                lookAtEnd(file);
+                const first = file.deferred.items[0];
+                if (!worker.logFence(file, route, .{ .ring = first.ring, .position = first.item.position })) return;
+            }
+            // The slots that all of them hold are fewer than a buffer has records, but their bytes may be more.
+            var done: usize = 0;
+            while (done < file.deferred.items.len and worker.hasRoom()) : (done += 1) {
+                const waiting = file.deferred.items[done];
+                const line = &waiting.ring.lines[route.index];
+                const position = waiting.item.position;
+                if (worker.takeNow(waiting.ring, &waiting.item, file, route) == .taken) {
+                    line.first_record_position = @min(line.first_record_position, position);
+                    if (route.buffer) |buffer| buffer.settleLater(waiting.ring, position) else waiting.ring.consumer.settle(position);
+                } else waiting.ring.consumer.settle(position);
+                worker.touch(waiting.ring, route);
+            }
+            file.deferred.replaceRangeAssumeCapacity(0, done, &.{});
+            if (file.deferred.items.len == 0) worker.deferring_files -= 1;
+            worker.noteDeferred(route);
+        }
+    }
+
+    /// How far the route's positions may be published.
+    fn noteDeferred(worker: *Worker, route: *const Route) void {
+        for (worker.served()) |each| each.lines[route.index].deferred_position = Line.no_gate;
+        for (worker.known_files.items) |file| {
+            if (file.route != route.index) continue;
+            for (file.deferred.items) |waiting| {
+                const line = &waiting.ring.lines[route.index];
+                line.deferred_position = @min(line.deferred_position, waiting.item.position);
+            }
+        }
+    }
+
+    /// All that was taken for the file is in it, and durable there. Sees to it that it will be, where it is not. Not for
+    /// a file that fails.
+    fn isSynced(worker: *Worker, file: *File) bool {
+        assert(file.failed_errno == 0);
+        if (file.chain_buffer != null) return false;
+        if (file.queue_synced) return true;
+        // One sync at a time: the kernel tells one of them of a lost page, and the other that all is well.
+        if (file.syncing or file.queue_syncing) return false;
+        Applier.enqueueSync(file);
+        worker.applier.start(file);
+        worker.applier.flush();
+        return false;
     }
 
     fn lookAtEnd(file: *File) void {
@@ -545,15 +660,6 @@ pub const Worker = struct {
     }
 
     const falloc_keep_size: u32 = 1;
-
-    /// Somebody without Elgate cut the file: what the log held before must never be replayed over it.
-    fn foreignTruncate(worker: *Worker, file: *File, route: *Route, place: Place, expected: u64) void {
-        worker.state.counters.add(.foreign_truncates_total, 1);
-        worker.state.events.post(.warning, "foreign_truncate", .{ .path = file.identity.pathText(), .expected_bytes = expected, .found_bytes = file.end });
-        _ = os.check(linux.fdatasync(file.fd));
-        _ = worker.logFence(file, route, place);
-        route.sync_wanted = true; // the file is cut durably, so the fence must be durable too
-    }
 
     fn logFence(worker: *Worker, file: *File, route: *Route, place: ?Place) bool {
         const buffer = worker.bufferOf(route, place) orelse return false;
@@ -569,6 +675,9 @@ pub const Worker = struct {
             .time_ns = os.monotonicNs(),
         }) orelse return false;
         file.last_lsn = slot.lsn;
+        file.fence_lsn = slot.lsn;
+        // What the file had before it is durable there, so the fence must be durable too, in every flush mode.
+        route.sync_wanted = true;
         worker.state.counters.add(.fences_total, 1);
         return true;
     }
@@ -609,17 +718,6 @@ pub const Worker = struct {
         if (place) |taken| taken.ring.lines[route.index].first_record_position = taken.position;
         worker.activate(route);
         return buffer;
-    }
-
-    fn noteDirty(worker: *Worker, file: *File, route: *Route) void {
-        if (file.dirty) return;
-        route.checkpoint_next.append(worker.state.allocator, file) catch {
-            // Without memory for the list the checkpoint cannot know its files: it does not happen, the log
-            // keeps what it holds.
-            route.checkpoint_blocked = true;
-            return;
-        };
-        file.dirty = true;
     }
 
     fn activate(worker: *Worker, route: *Route) void {
@@ -708,7 +806,7 @@ pub const Worker = struct {
                 for (worker.served()) |each| {
                     const line = &each.lines[route.index];
                     if (!line.barriers_before_record) continue;
-                    const position = @min(line.first_record_position, line.gate_position);
+                    const position = @min(line.first_record_position, line.shared_barrier_position, line.limit());
                     publishPositions(each, route, position, position, position);
                 }
             }
@@ -726,7 +824,7 @@ pub const Worker = struct {
         }
         for (worker.active[0..worker.active_count]) |route| {
             if (worker.syncIsWanted(route)) any = worker.syncRoute(route) or any;
-            // A barrier that waits for other rings speaks for what is still to come from them.
+            // A barrier that waits for other rings, or stands behind a fence, speaks for what is still to come.
             if (route.failed_errno == 0 and !worker.isGated(route)) route.sync_wanted = false;
         }
         if (any) steps.reached(.committed);
@@ -755,7 +853,7 @@ pub const Worker = struct {
         buffer.last_lsn = buffer.group.lastLsn();
         for (worker.served()) |each| {
             const line = &each.lines[route.index];
-            if (line.touched) buffer.setEnd(each, @min(each.consumer.scan, line.gate_position));
+            if (line.touched) buffer.setEnd(each, @min(each.consumer.scan, line.limit()));
         }
         buffer.logged = true;
         if (route.failed_errno != 0) worker.logRecovered(route);
@@ -816,9 +914,9 @@ pub const Worker = struct {
     }
 
     fn isGated(worker: *const Worker, route: *const Route) bool {
-        if (!worker.gated) return false;
+        if (!worker.gated and worker.deferring_files == 0) return false;
         for (worker.served()) |each| {
-            if (each.lines[route.index].gate_position != Line.no_gate) return true;
+            if (each.lines[route.index].limit() != Line.no_gate) return true;
         }
         return false;
     }
@@ -852,7 +950,7 @@ pub const Worker = struct {
     fn syncRoute(worker: *Worker, route: *Route) bool {
         const began_ns = os.monotonicNs();
         route.log.sync() catch |err| {
-            worker.syncFailed(route, log_module.errnoOf(err), @errorName(err));
+            worker.logSyncFailed(route, log_module.errnoOf(err), @errorName(err));
             return false;
         };
         const ended_ns = os.monotonicNs();
@@ -889,12 +987,12 @@ pub const Worker = struct {
     }
 
     /// Not even another segment has taken what is not durable: it stays in memory, and is tried again.
-    fn syncFailed(worker: *Worker, route: *Route, errno: i32, name: []const u8) void {
+    fn logSyncFailed(worker: *Worker, route: *Route, errno: i32, name: []const u8) void {
         const state = worker.state;
         state.counters.add(.log_failures_total, 1);
         if (route.failed_errno == 0) {
             state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
-            worker.reportUndurable(route, errno);
+            worker.reportUndurable(route, errno, route.log.nextLsn());
         }
         route.failed_errno = errno;
         route.failed_at_ns = os.monotonicNs();
@@ -902,10 +1000,12 @@ pub const Worker = struct {
         if (route.buffer == null) worker.answerCommitted(route.index, errno);
     }
 
-    /// To the files that have records in the log that are not durable.
-    fn reportUndurable(worker: *Worker, route: *const Route, errno: i32) void {
+    /// To the files whose last record is in the log and not durable. (What a group holds that is not in the log is its
+    /// buffer's to report.)
+    fn reportUndurable(worker: *Worker, route: *const Route, errno: i32, next_lsn: u64) void {
         for (worker.known_files.items) |file| {
-            if (file.route == route.index and file.last_lsn > route.log.durableLsn()) reportFileError(file, errno);
+            if (file.route != route.index or file.last_lsn >= next_lsn) continue;
+            if (file.last_lsn > route.log.durableLsn()) reportFileError(file, errno);
         }
     }
 
@@ -926,7 +1026,7 @@ pub const Worker = struct {
                 const from = worker.ringOf(slot.header.ring_uuid) orelse continue; // the daemon's own
                 if (from.consumer.hold(slot.header.position)) buffer.settleLater(from, slot.header.position);
             }
-            worker.reportUndurable(route, errno);
+            worker.reportUndurable(route, errno, buffer.group.first_lsn);
         }
         if (route.failed_errno == 0) state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
         route.failed_errno = errno;
@@ -975,6 +1075,11 @@ pub const Worker = struct {
                 }
             },
         }
+        while (worker.long_lanes.take()) |result| {
+            worker.long_in_flight -= 1;
+            worker.errandDone(result.file, -result.value);
+            any = true;
+        }
         if (worker.applier.starved) {
             worker.applier.starved = false;
             for (worker.known_files.items) |file| worker.applier.start(file);
@@ -991,19 +1096,100 @@ pub const Worker = struct {
     fn fileRefused(context: *anyopaque, file: *File, errno: i32) void {
         const worker: *Worker = @ptrCast(@alignCast(context));
         worker.state.counters.add(.apply_failures_total, 1);
-        worker.failed_files += 1;
         worker.state.events.post(.@"error", "target_refused", .{ .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
+        worker.failFile(file, errno);
+    }
+
+    fn queueSynced(context: *anyopaque, file: *File, errno: i32) void {
+        const worker: *Worker = @ptrCast(@alignCast(context));
+        if (errno != 0) worker.syncFailed(file, errno);
+    }
+
+    /// What the sync of a target lost cannot be known: none of what no sync has covered counts as written.
+    fn syncFailed(worker: *Worker, file: *File, errno: i32) void {
+        const route = worker.state.route(file.route);
+        worker.state.counters.add(.target_sync_failures_total, 1);
+        worker.state.events.post(.@"error", "target_sync_failed", .{ .route = route.name, .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
+        // With nothing unsynced there is nothing to be written again, only to be synced.
+        Applier.giveUp(file, if (file.unsynced_lsn != 0) file.unsynced_lsn else route.log.nextLsn());
+        if (file.failed_errno == 0) worker.failFile(file, errno);
+    }
+
+    fn failFile(worker: *Worker, file: *File, errno: i32) void {
+        assert(file.failed_errno == 0 and file.rewrite_lsn != 0);
+        file.failed_errno = errno;
+        worker.failed_files += 1;
+        worker.state.route(file.route).failed_files += 1;
+        file.rewrite_pause_ns = retry_interval_ns;
+        file.rewrite_at_ns = os.monotonicNs() + retry_interval_ns;
         for (file.handle_list.items) |entry| {
             @atomicStore(i32, &entry.state().failed_errno, errno, .release);
             reportError(entry, errno);
         }
     }
 
-    fn fileRecovered(context: *anyopaque, file: *File) void {
-        const worker: *Worker = @ptrCast(@alignCast(context));
-        worker.failed_files -= 1;
-        worker.state.events.post(.info, "target_recovered", .{ .path = file.identity.pathText() });
-        for (file.handle_list.items) |entry| @atomicStore(i32, &entry.state().failed_errno, 0, .release);
+    /// Writes a file from the log, if that can be done now.
+    fn rewriteFile(worker: *Worker, file: *File, now: u64) void {
+        if (file.rewriting or file.syncing or file.queue.in_flight or now < file.rewrite_at_ns) return;
+        const route = worker.state.route(file.route);
+        const durable_lsn = file.log.durableLsn();
+        // All that was taken for it must be there, and no more of it be on its way to its queue.
+        if (file.chain_buffer != null or file.last_lsn > durable_lsn) {
+            if (route.unsynced_since_ns != 0) route.sync_wanted = true;
+            return;
+        }
+        assert(file.queue.isEmpty());
+        file.errand = .rewrite;
+        file.rewrite_to_lsn = durable_lsn;
+        if (!worker.giveErrand(file)) return;
+        file.rewriting = true;
+    }
+
+    fn giveErrand(worker: *Worker, file: *File) bool {
+        if (!Lanes.give(file.long_lane.?, file)) return false;
+        worker.long_in_flight += 1;
+        worker.long_lanes.wakeAll();
+        return true;
+    }
+
+    fn errandDone(worker: *Worker, file: *File, errno: i32) void {
+        const route = worker.state.route(file.route);
+        switch (file.errand) {
+            .sync => {
+                assert(file.syncing);
+                file.syncing = false;
+                if (errno != 0) {
+                    // From where this one began; what came since counts no more than that.
+                    file.unsynced_lsn = file.syncing_lsn;
+                    worker.syncFailed(file, errno);
+                }
+                file.syncing_lsn = 0;
+                route.checkpoint.syncs -= 1;
+                if (route.checkpoint.syncs == 0) worker.writeCursor(route);
+            },
+            .rewrite => {
+                assert(file.rewriting);
+                file.rewriting = false;
+                if (errno != 0) {
+                    file.rewrite_pause_ns = @min(2 * file.rewrite_pause_ns, rewrite_pause_ns_max);
+                    file.rewrite_at_ns = os.monotonicNs() + file.rewrite_pause_ns;
+                    return;
+                }
+                // The next checkpoint syncs it once more, and moves on.
+                if (file.unsynced_lsn == 0 and file.last_lsn >= file.rewrite_lsn) file.unsynced_lsn = file.rewrite_lsn;
+                if (file.last_lsn > file.rewrite_to_lsn) {
+                    // What an earlier daemon had accepted was taken for it meanwhile.
+                    file.rewrite_lsn = file.rewrite_to_lsn + 1;
+                    return;
+                }
+                file.rewrite_lsn = 0;
+                file.failed_errno = 0;
+                worker.failed_files -= 1;
+                route.failed_files -= 1;
+                worker.state.events.post(.info, "target_recovered", .{ .path = file.identity.pathText() });
+                for (file.handle_list.items) |entry| @atomicStore(i32, &entry.state().failed_errno, 0, .release);
+            },
+        }
     }
 
     // ---- publish ------------------------------------------------------------------------------------
@@ -1033,9 +1219,10 @@ pub const Worker = struct {
             for (worker.served()) |each| {
                 const line = &each.lines[route.index];
                 line.barriers_before_record = false;
+                line.shared_barrier_position = Line.no_gate;
                 if (!committed or !line.touched) continue;
-                line.seen_position = @max(line.seen_position, @min(each.consumer.scan, line.gate_position));
-                line.touched = line.gate_position != Line.no_gate;
+                line.seen_position = @max(line.seen_position, @min(each.consumer.scan, line.limit()));
+                line.touched = line.limit() != Line.no_gate;
                 // Nothing of it in the group, but what stood before may be on its way to the files.
                 if (route.applying_last) |last| last.setEnd(each, line.seen_position);
             }
@@ -1049,16 +1236,9 @@ pub const Worker = struct {
                     if (buffer.ends_set.isSet(each.index)) line.applied_position = @max(line.applied_position, buffer.end_positions[each.index]);
                 }
                 worker.settle(buffer);
-                route.completed_lsn = @max(route.completed_lsn, buffer.last_lsn);
-                if (buffer.pinned_runs == 0) {
-                    worker.buffers.give(buffer);
-                } else {
-                    buffer.next = null;
-                    if (route.pinned_last) |last| last.next = buffer else route.pinned_first = buffer;
-                    route.pinned_last = buffer;
-                }
+                route.applied_lsn = @max(route.applied_lsn, buffer.last_lsn);
+                worker.buffers.give(buffer);
             }
-            if (route.pinned_first == null) route.applied_lsn = @max(route.applied_lsn, route.completed_lsn);
             for (worker.served()) |each| {
                 const line = &each.lines[route.index];
                 if (route.applying_first == null and committed) line.applied_position = @max(line.applied_position, line.seen_position);
@@ -1184,10 +1364,11 @@ pub const Worker = struct {
             .release => {
                 const file = request.file.?;
                 if (!request.ring.?.isBehindOf(request.barrier, request.session)) return .later;
-                if (file.chain_buffer != null or (!file.queue.isEmpty() and file.failed_errno == 0)) return .later;
+                if (file.chain_buffer != null or file.deferred.items.len > 0) return .later;
+                if (!file.queue.isEmpty() and file.failed_errno == 0) return .later;
                 closeHandle(file, .{ .ring = request.ring.?, .index = request.handle });
-                // What the target refused is tried again: it must stay open for writing.
-                request.errno = if (file.queue.isEmpty()) 0 else file.failed_errno;
+                // What the target refused is tried again: it stays open for writing, in case it cannot be opened again.
+                request.errno = file.failed_errno;
                 return .answered;
             },
             .fence => {
@@ -1197,13 +1378,8 @@ pub const Worker = struct {
                 for (file.handle_list.items) |entry| {
                     if (!entry.ring.isBehindOf(request.barriers[entry.ring.index], entry.session())) return .later;
                 }
-                if (file.chain_buffer != null or !file.queue.isEmpty()) {
-                    if (file.failed_errno == 0) return .later;
-                    return decideFence(file, request, file.failed_errno);
-                }
-                if (!worker.hasRoom()) return .later;
-                const errno = os.check(linux.fdatasync(file.fd)).err();
-                if (errno != 0) return decideFence(file, request, errno);
+                if (file.failed_errno != 0) return decideFence(file, request, file.failed_errno);
+                if (file.deferred.items.len > 0 or !worker.isSynced(file) or !worker.hasRoom()) return .later;
                 return if (worker.logFence(file, route, null)) .after_commit else .later;
             },
             .forget_session => {
@@ -1244,6 +1420,7 @@ pub const Worker = struct {
                 const file = request.file.?;
                 // Somebody may have opened it again, or written to it since.
                 worker.offers_open -= 1;
+                file.offered = false;
                 if (request.errno != 0 or !file.known or !isForgettable(file, state.route(file.route))) {
                     request.errno = @intFromEnum(linux.E.BUSY);
                     return .answered;
@@ -1300,9 +1477,21 @@ pub const Worker = struct {
             .lanes => |*lanes| file.lane = lanes.laneOf(file.identity.blob.device) orelse return false,
             .io_uring => {},
         }
+        file.long_lane = worker.long_lanes.laneOf(file.identity.blob.device) orelse return false;
         worker.known_files.append(worker.state.allocator, file) catch return false;
         file.known = true;
         return true;
+    }
+
+    fn knowReplayed(worker: *Worker, route: *Route) void {
+        while (route.replayed.getLastOrNull()) |file| {
+            if (!worker.knowFile(file)) return; // looked at again with the next tick
+            _ = route.replayed.pop();
+            if (file.failed_errno != 0) {
+                worker.failed_files += 1;
+                route.failed_files += 1;
+            }
+        }
     }
 
     fn openHandle(worker: *Worker, file: *File, request: *Request) bool {
@@ -1365,82 +1554,60 @@ pub const Worker = struct {
                 each.rows_to_free -= 1;
             }
         }
-        if (worker.failed_files > 0 and now - worker.last_retry_ns >= retry_interval_ns) {
-            worker.last_retry_ns = now;
+        if (worker.failed_files > 0) {
             for (worker.known_files.items) |file| {
-                if (file.failed_errno != 0 and !file.unreplayed) worker.applier.retry(file);
+                if (file.rewrite_lsn != 0) worker.rewriteFile(file, now);
             }
-            worker.applier.flush();
         }
         for (0..state.routeCount()) |index| {
             const route = state.route(@intCast(index));
-            worker.releasePinned(route);
+            if (route.replayed.items.len > 0) worker.knowReplayed(route);
             worker.checkpoint(route, now);
         }
     }
 
-    fn releasePinned(worker: *Worker, route: *Route) void {
-        while (route.pinned_first) |buffer| {
-            if (buffer.pinned_runs > 0) return;
-            route.pinned_first = buffer.next;
-            if (buffer.next == null) route.pinned_last = null;
-            worker.buffers.give(buffer);
-        }
-        route.applied_lsn = @max(route.applied_lsn, route.completed_lsn);
-    }
-
-    /// Hands a checkpoint to the maintenance thread when one is due, and takes the result of the last.
+    /// Begins a checkpoint when one is due, and takes the result of the last.
     fn checkpoint(worker: *Worker, route: *Route, now: u64) void {
         const state = worker.state;
         const job = &route.checkpoint;
         switch (@atomicLoad(@TypeOf(job.state), &job.state, .acquire)) {
-            .requested => return,
+            .syncing, .requested => return,
             .idle => {},
             .done => {
                 state.counters.add(.checkpoints_total, 1);
                 job.last_lsn = job.lsn;
-                for (job.files.items) |file| worker.offerFile(file);
-                job.files.clearRetainingCapacity();
+                job.cursor_failed = false;
                 @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
+                for (worker.known_files.items) |file| {
+                    if (file.route == route.index) worker.offerFile(file);
+                }
             },
             .failed => {
-                // What the sync of a target lost cannot be known: the log keeps the whole window, for the next
-                // start to write again. The file is told; the route's log grows until then.
+                // The targets are synced, and nothing is removed: the next one writes the cursor.
                 state.counters.add(.checkpoint_failures_total, 1);
-                if (job.failed_file) |file| reportFileError(file, job.errno);
-                route.checkpoint_blocked = true;
-                for (job.files.items) |file| {
-                    route.checkpoint_next.append(state.allocator, file) catch break;
-                }
-                job.files.clearRetainingCapacity();
+                job.cursor_failed = true;
                 @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
             },
         }
-        if (route.checkpoint_blocked) return;
-        const stopping = @atomicLoad(bool, &state.stopping, .acquire);
+        const stopping = @atomicLoad(bool, &state.stopping, .acquire) and !job.cursor_failed;
         const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping;
         if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
         for (worker.served()) |each| {
             // A record that a ring still holds must stay in the log, or the next daemon would take it again.
             if (!each.recovery_over or each.consumer.tail != each.consumer.scan) return;
         }
-        if (route.buffer != null) return; // the log does not take anything now
+        if (route.buffer != null or route.replayed.items.len > 0) return; // the log does not take anything now
         // What is not durable is not covered, and a route may have nothing else that would make it so.
         if (route.unsynced_since_ns != 0 and !worker.syncRoute(route)) return;
         assert(route.applied_lsn <= route.log.durableLsn());
-        var lsn = route.applied_lsn;
-        for (worker.known_files.items) |file| {
-            // What its target has refused is nowhere but in the log.
-            const refused = file.queue.first orelse continue;
-            if (file.route == route.index and file.failed_errno != 0) lsn = @min(lsn, refused.first_lsn - 1);
-        }
+        const lsn = @min(route.applied_lsn, worker.cursorLimit(route));
         if (lsn <= job.last_lsn) return;
         job.last_ns = now;
         job.lsn = lsn;
         route.bytes_since_checkpoint = 0;
         // The log below will go: who is still open must be known above.
         for (worker.known_files.items) |file| {
-            const wanted = file.handle_list.items.len != 0 or file.last_lsn > job.lsn or !file.queue.isEmpty();
+            const wanted = file.handle_list.items.len != 0 or file.last_lsn > job.lsn or !file.queue.isEmpty() or file.rewrite_lsn != 0;
             if (file.route != route.index or !wanted) continue;
             if (!worker.hasRoom() or !worker.logIdentity(file, route)) {
                 worker.commitOpen(route);
@@ -1449,14 +1616,49 @@ pub const Worker = struct {
         }
         worker.commitOpen(route);
         if (route.failed_errno != 0) return;
-        std.mem.swap(@TypeOf(job.files), &job.files, &route.checkpoint_next);
-        for (job.files.items) |file| {
-            file.dirty = false;
+        for (worker.known_files.items) |file| {
+            if (file.route != route.index or file.unsynced_lsn == 0 or file.unsynced_lsn > job.lsn) continue;
+            assert(file.rewrite_lsn == 0 and !file.syncing); // see cursorLimit
+            file.errand = .sync;
+            // A queue that is full, or a fence's sync under way: the next one takes it.
+            if (file.queue_syncing or !worker.giveErrand(file)) {
+                job.lsn = @min(job.lsn, file.unsynced_lsn - 1);
+                continue;
+            }
+            job.syncs += 1;
+            file.syncing = true;
+            file.syncing_lsn = file.unsynced_lsn;
             // What stands above the checkpoint is not in the file for certain: the next one syncs it again.
-            if (file.last_lsn > job.lsn) worker.noteDirty(file, route);
+            file.unsynced_lsn = if (file.last_lsn > job.lsn) job.lsn + 1 else 0;
+        }
+        job.state = .syncing;
+        if (job.syncs == 0) worker.writeCursor(route);
+    }
+
+    /// No checkpoint passes what a target does not have for certain.
+    fn cursorLimit(worker: *const Worker, route: *const Route) u64 {
+        if (route.failed_files == 0) return std.math.maxInt(u64);
+        var limit: u64 = std.math.maxInt(u64);
+        for (worker.known_files.items) |file| {
+            if (file.route != route.index or file.rewrite_lsn == 0) continue;
+            limit = @min(limit, file.rewrite_lsn - 1);
+            if (file.unsynced_lsn != 0) limit = @min(limit, file.unsynced_lsn - 1);
+        }
+        return limit;
+    }
+
+    /// All syncs of a checkpoint have come back.
+    fn writeCursor(worker: *Worker, route: *Route) void {
+        const job = &route.checkpoint;
+        assert(job.state == .syncing and job.syncs == 0);
+        job.lsn = @min(job.lsn, worker.cursorLimit(route));
+        if (job.lsn <= job.last_lsn) {
+            job.lsn = job.last_lsn;
+            job.state = .idle;
+            return;
         }
         @atomicStore(@TypeOf(job.state), &job.state, .requested, .release);
-        state.wakeMaintenance();
+        worker.state.wakeMaintenance();
     }
 
     fn commitOpen(worker: *Worker, route: *Route) void {
@@ -1465,15 +1667,16 @@ pub const Worker = struct {
 
     /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either).
     fn isForgettable(file: *const File, route: *const Route) bool {
-        return file.handle_list.items.len == 0 and !file.dirty and file.queue.isEmpty() and
-            file.chain_buffer == null and file.last_lsn <= route.checkpoint.last_lsn;
+        return file.handle_list.items.len == 0 and file.unsynced_lsn == 0 and !file.syncing and file.queue.isEmpty() and
+            file.rewrite_lsn == 0 and file.deferred.items.len == 0 and file.chain_buffer == null and file.last_lsn <= route.checkpoint.last_lsn;
     }
 
     /// Tells the control thread that it may let go of a file.
     fn offerFile(worker: *Worker, file: *File) void {
-        if (!isForgettable(file, worker.state.route(file.route))) return;
+        if (file.offered or !isForgettable(file, worker.state.route(file.route))) return;
         const request = worker.state.allocator.create(Request) catch return; // it is offered again when it is next closed
         request.* = .{ .kind = .offer_file, .session = 0, .file = file };
+        file.offered = true;
         worker.offers_open += 1;
         worker.state.answer(request);
     }
@@ -1483,13 +1686,14 @@ pub const Worker = struct {
         for (worker.served()) |each| {
             if (!worker.isDrainedOf(each)) return false;
         }
-        if (worker.applier.in_flight > 0 or worker.offers_open > 0) return false;
+        if (worker.isStuck() or worker.offers_open > 0) return false;
         for (0..worker.state.routeCount()) |index| {
             const route = worker.state.route(@intCast(index));
             if (route.buffer != null or route.applying_first != null or route.unsynced_since_ns != 0) return false;
             const job = @atomicLoad(@TypeOf(route.checkpoint.state), &route.checkpoint.state, .acquire);
             if (job != .idle) return false;
-            if (!route.checkpoint_blocked and route.pinned_first == null and route.data_lsn > route.checkpoint.last_lsn) return false;
+            // What a target or the log itself does not take stays in the log, for the next start.
+            if (route.failed_files == 0 and !route.checkpoint.cursor_failed and route.data_lsn > route.checkpoint.last_lsn) return false;
         }
         return true;
     }
@@ -1516,7 +1720,7 @@ pub const Worker = struct {
         worker.setDoorbells(1);
         var busy = false;
         for (worker.served()) |each| busy = busy or (each.consumer.somethingToDo() and worker.buffers.free != null);
-        const results = switch (worker.applier.engine) {
+        const results = worker.long_lanes.anyResult() or switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.anyResult(),
             .io_uring => false, // waited for together with the doorbells
         };

@@ -26,14 +26,16 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const checksum = @import("checksum.zig");
+const shared = @import("shared.zig");
 
 pub const magic: u64 = std.mem.readInt(u64, "ELGRING\x00", .little);
 pub const version: u32 = 1;
 
-pub const slot_count: u32 = 1024;
+/// ring_model.zig has a smaller one, all of whose states can be walked through.
+pub const slot_count: u32 = if (@hasDecl(@import("root"), "ring_slot_count")) @import("root").ring_slot_count else 1024;
 pub const slot_size: u32 = 4096;
 pub const slot_header_size: u32 = 64;
-pub const span_slots_max: u32 = 256;
+pub const span_slots_max: u32 = slot_count / 4;
 pub const producer_rows: u32 = 1024;
 pub const cache_line_pair: u32 = 128;
 
@@ -42,7 +44,7 @@ pub const payload_bytes_max: u32 = span_slots_max * slot_size - slot_header_size
 
 pub const state_words_offset: usize = 4096;
 pub const producer_rows_offset: usize = state_words_offset + slot_count * @sizeOf(u64);
-pub const slots_offset: usize = producer_rows_offset + producer_rows * @sizeOf(ProducerRow);
+pub const slots_offset: usize = std.mem.alignForward(usize, producer_rows_offset + producer_rows * @sizeOf(ProducerRow), slot_size);
 pub const file_size: usize = slots_offset + @as(usize, slot_count) * slot_size;
 
 /// The run-time words stand 128 bytes apart so that no two of them share a cache line (or the pair of lines
@@ -62,7 +64,7 @@ pub const Header = extern struct {
     /// Position of the next claim. May stand behind (owner claimed, died before moving it): whoever finds it
     /// so moves it on.
     head: u64 align(cache_line_pair),
-    /// All positions below are released. Written by the daemon only; the daemon trusts its own copy.
+    /// All positions below are released or left behind. Written by the daemon only; the daemon trusts its own copy.
     tail: u64 align(cache_line_pair),
     /// Futex. 1: the worker sleeps and wants to be woken. 0: it is awake.
     doorbell: u32 align(cache_line_pair),
@@ -94,11 +96,16 @@ pub const State = enum(u4) {
     padding = 5,
     /// Given up: nothing in it counts.
     aborted = 6,
-    /// The ring takes no more claims (set by the daemon at the head).
-    closed = 7,
     _,
 };
 
+/// **Spans that are left behind.** Spans are released in order, so one that cannot be released (its owner is stopped
+/// in the middle of a claim; the log refuses it) would hold up the ring once that has come round. Where it does, the
+/// daemon lets the tail go on without it and leaves its words as they are. Whoever finds a word of an *earlier* lap at
+/// the head moves the head past that span, and pads up to it where it stands in the way of a longer one. When the span
+/// is done at last, its words become {lap, free} of the lap *behind* the next one in which the head comes there: a
+/// word of a *later* lap at the head is passed slot by slot. So no two producers can disagree about whether a slot may
+/// be claimed in a lap, whatever they saw of its change: in that lap it may not.
 pub const StateWord = packed struct(u64) {
     state: State,
     /// Slots of this span, 1..256; 0 where state is free.
@@ -246,7 +253,7 @@ pub const View = struct {
     }
 
     pub fn loadState(view: View, position: u64) StateWord {
-        return @bitCast(@atomicLoad(u64, view.stateWord(position), .acquire));
+        return @bitCast(shared.load(u64, view.stateWord(position), .acquire));
     }
 
     pub fn producerRow(view: View, row: u32) *ProducerRow {
@@ -284,10 +291,12 @@ comptime {
     assert(@offsetOf(Header, "space_waiters") == 640);
     assert(@offsetOf(Header, "late_wakes") == 768);
     assert(@sizeOf(Header) <= state_words_offset);
-    assert(producer_rows_offset == 12288);
-    assert(slots_offset == 143360);
     assert(slots_offset % 4096 == 0);
-    assert(file_size == 143360 + 4 * 1024 * 1024);
+    if (slot_count == 1024) {
+        assert(producer_rows_offset == 12288);
+        assert(slots_offset == 143360);
+        assert(file_size == 143360 + 4 * 1024 * 1024);
+    }
 }
 
 test "a span of every payload length fits, and none is longer than it must be" {

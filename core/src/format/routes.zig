@@ -184,6 +184,7 @@ test "globs" {
         .{ "/a/*/c", "/a/b/d/c", false },
         .{ "/a/?.log", "/a/b.log", true },
         .{ "/a/?.log", "/a//.log", false },
+        .{ "/a/?x?/**", "/a/[x]/b", true },
         .{ "/**", "/anything/at/all", true },
         .{ "/a/*b*c", "/a/xbxbxc", true },
         .{ "/a/*b*c", "/a/xbxbxd", false },

@@ -7,8 +7,8 @@
 //! ```
 //! segment                                         group (one commit)
 //! 0      ┌──────────────────────────────┐         0    ┌──────────────────────────┐  starts on a fresh 4 KiB
-//!        │ SegmentHeader, zero to 4096  │              │ GroupHeader (64)         │  block
-//! 4096   ├──────────────────────────────┤         64   ├──────────────────────────┤
+//!        │ SegmentHeader, zero to 4096  │              │ GroupHeader (80)         │  block
+//! 4096   ├──────────────────────────────┤         80   ├──────────────────────────┤
 //!        │ group                        │              │ RecordHeader (96)        │
 //!        ├──────────────────────────────┤              │ payload, zero to 8       │
 //!        │ group                        │              ├──────────────────────────┤
@@ -22,8 +22,9 @@
 //!
 //! The header is written to the first and the last block when the segment is prepared, without a first LSN. When it
 //! is put to use the first block is written again, with first LSN, epoch and predecessor, in one write with the
-//! first group; the last block then tells whose segment it is, should the first ever be damaged. From a segment's
-//! first LSN on, nothing counts that segments of a lower epoch hold.
+//! first group; the last block then tells whose segment it is, should the first ever be damaged, and every group what
+//! the first block said. (Where a start brings the torn tail of an earlier life into a segment, the group goes first,
+//! the header follows to both ends.) From a segment's first LSN on, nothing counts that segments of a lower epoch hold.
 //!
 //! No block that holds acknowledged records is ever written again. The segment id stands in (and under the
 //! checksum of) every header, so that what an earlier life of a recycled segment left does not look valid.
@@ -33,7 +34,8 @@ const assert = std.debug.assert;
 const checksum = @import("checksum.zig");
 
 pub const block_size: u32 = 4096;
-pub const version: u16 = 1;
+/// 2: groups say where they lie, and whose they are; sealed segments say when.
+pub const version: u16 = 2;
 
 pub const segment_magic: u64 = std.mem.readInt(u64, "ELGSEGM\x00", .little);
 pub const group_magic: u32 = std.mem.readInt(u32, "ELGG", .little);
@@ -64,7 +66,9 @@ pub const SegmentHeader = extern struct {
     sealed_lsn: u64,
     size_bytes: u64,
     created_realtime_ns: u64,
-    reserved_1: [128 - 88]u8,
+    /// When it was sealed; 0 where it is not.
+    sealed_realtime_ns: u64,
+    reserved_1: [128 - 96]u8,
 
     pub fn computeChecksum(header: *const SegmentHeader) u32 {
         return checksum.crc32c(0, std.mem.asBytes(header)[4..]);
@@ -72,7 +76,7 @@ pub const SegmentHeader = extern struct {
 };
 
 pub const GroupHeader = extern struct {
-    /// CRC32C of bytes 4..64.
+    /// CRC32C of bytes 4..80.
     header_checksum: u32,
     magic: u32,
     segment_id: u64,
@@ -84,7 +88,14 @@ pub const GroupHeader = extern struct {
     length_bytes: u32,
     written_realtime_ns: u64,
     version: u16,
-    reserved: [64 - 50]u8,
+    reserved_0: u16,
+    /// Where in the segment it lies: offset / block_size. Anywhere else it does not count.
+    block: u32,
+    /// Of its segment, as the segment's header has them: should that be damaged, any group stands in for it. 0: it was
+    /// written before the header was, and does not.
+    segment_first_lsn: u64,
+    segment_epoch: u64,
+    reserved_1: [80 - 72]u8,
 
     pub fn computeChecksum(header: *const GroupHeader) u32 {
         return checksum.crc32c(0, std.mem.asBytes(header)[4..]);
@@ -192,7 +203,7 @@ pub fn recordBytes(length_bytes: u32) u32 {
 
 comptime {
     assert(@sizeOf(SegmentHeader) == 128);
-    assert(@sizeOf(GroupHeader) == 64);
+    assert(@sizeOf(GroupHeader) == 80);
     assert(@sizeOf(RecordHeader) == 96);
     assert(@sizeOf(Checkpoint) == 64);
     assert(@sizeOf(FileIdentity) == 184);

@@ -1,10 +1,31 @@
-//! A disk that fails on demand, all from one seed. It keeps, beside what programs see, what would be there after the
-//! power went: nothing that was not made durable by a durable write or a sync is promised, and at a crash each
-//! 512-byte sector of each such write, each change of a size and each change of a name is kept or dropped by the
-//! seed (or all of them, or none).
+//! A disk that fails on demand, all from one seed. One thread only.
 //!
-//! It can cut the power at any operation (half done), fail an operation with EIO or ENOSPC (half done), damage what
-//! is stored, and be asked to ignore durability, so that a test can show that it would notice. One thread only.
+//! # What it does
+//!
+//! It keeps, beside what programs see, what would be there after the power went. Its faults, each of which can be
+//! switched on by itself:
+//!
+//! - *Power cut* at any operation that changes something (write, sync, allocate, create, rename, unlink, sync of a
+//!   directory, making of one). Nothing is promised but what a durable write, or a sync, was reported to have made
+//!   durable. Of every other write each 512-byte sector is kept or dropped, or all are, or none; of names each change
+//!   is kept or dropped, as long as what it builds on was kept. `shears`: a sector that was on its way may also hold
+//!   garbage. `misdirects`: a write that was on its way may leave its own place as it was, and is handed to the test to
+//!   be put somewhere else (`misdirected`).
+//! - *Kill* of the process at any operation. What programs saw stays. The operation that was under way, and that of
+//!   one more thread (`hangs_in`), are *late*: they land, whole, in part or not at all, before the next process is let
+//!   in: that is what the log directory's lock is for. `lock_is_ignored`: they land while the next one runs.
+//! - *Errors*: EIO, and ENOSPC where space is taken, from any operation; a failed write may have reached the disk in
+//!   part. A failed sync marks what it covered as clean: programs see it, no later sync brings it to the disk. A failed
+//!   write to a segment may also land later, as long as the process lives. Reads, opens and listings fail too, never
+//!   more than twice in a row (a disk that does so more often is damaged).
+//! - *Damage*: bytes that change, ranges that give EIO whenever they are read.
+//!
+//! # What it takes for granted
+//!
+//! A sector that nobody writes to stays as it is (unless damaged by the test). A write that was reported durable is
+//! where it belongs. A rename happens or does not. A failed write to the checkpoint does not land after the next one.
+//! Once a process is dead and its lock is free, nothing of it is on its way any more. A file system keeps its own
+//! books: no write lands in another file than the log's.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -16,23 +37,37 @@ pub const sector_bytes = 512;
 
 const Write = struct {
     offset: u64,
-    bytes: []u8,
+    bytes: []const u8,
     /// The file's size right after it.
     size: u64,
     /// The kernel gave up on these pages: programs still see them, no sync brings them to the disk any more.
     given_up: bool = false,
 };
 
+/// A write that lands although nobody waits for it any more.
+const Late = struct {
+    inode: *Inode,
+    offset: u64,
+    bytes: []const u8,
+    lands_at: u64,
+};
+
+/// Where a write that went astray should have gone.
+pub const Misdirected = struct { inode: *const Inode, offset: u64, bytes: []const u8 };
+
+pub const Range = struct { start: u64, end: u64 };
+
 /// What a file is, whatever its names are.
-const Inode = struct {
+pub const Inode = struct {
     /// As programs see it.
     current: std.ArrayListUnmanaged(u8) = .empty,
     /// As a power cut would leave it if nothing of `unsynced` were kept.
     durable: std.ArrayListUnmanaged(u8) = .empty,
     /// In order.
     unsynced: std.ArrayListUnmanaged(Write) = .empty,
-    /// Reading anything of this gives EIO.
-    unreadable: ?struct { start: u64, end: u64 } = null,
+    /// Reading anything of these gives EIO.
+    unreadable: std.ArrayListUnmanaged(Range) = .empty,
+    is_segment: bool,
 };
 
 const NameKey = struct { directory: i32, name: []const u8 };
@@ -57,6 +92,8 @@ const NameChange = struct {
     inode: *Inode,
 };
 
+const read_failures_in_a_row_max = 2;
+
 pub const SimulatedDisk = struct {
     arena_state: std.heap.ArenaAllocator,
     prng: std.Random.DefaultPrng,
@@ -66,22 +103,36 @@ pub const SimulatedDisk = struct {
     /// Paths; making one is durable at once, as the interface says.
     directories: std.ArrayListUnmanaged([]const u8) = .empty,
     open_files: std.ArrayListUnmanaged(?*Inode) = .empty,
-    /// Writes, syncs and changes of names so far.
+    /// Under way when the process was killed, or hung.
+    under_way: std.ArrayListUnmanaged(Late) = .empty,
+    /// Of failed writes, and where the lock is ignored of dead processes.
+    late: std.ArrayListUnmanaged(Late) = .empty,
+    /// Left their own place alone in the last power cut; for the test to put elsewhere.
+    misdirected: std.ArrayListUnmanaged(Misdirected) = .empty,
+
+    /// No page cache between: what programs see is what the disk has, and what a failed write left.
+    direct: bool = false,
+    /// Operations that change something, so far.
     operation_count: u64 = 0,
-    /// The power goes during this operation.
+    /// The power goes, or the process is killed, during this operation.
     cut_at: ?u64 = null,
     /// Everything fails from the cut to the next `restart`.
     is_off: bool = false,
+    /// A thread hangs in the operation that comes after so many more, and in all behind it until `threadGone`.
+    hangs_in: ?u64 = null,
+    is_hung: bool = false,
     /// Of 1000 operations that change something, how many fail with EIO, and with ENOSPC where space is taken.
     input_output_per_mille: u32 = 0,
     no_space_per_mille: u32 = 0,
+    /// Of 1000 reads, opens and listings, how many fail with EIO.
+    read_per_mille: u32 = 0,
+    read_failures_in_a_row: u32 = 0,
     /// Until this many more operations have failed, the faults are for good (a broken disk, a read-only mount).
     failing_operations_left: u64 = 0,
     failing_with: enum { input_output, no_space, read_only } = .input_output,
-    /// Durable writes are taken for plain ones: a test of the tests.
-    ignore_durable_writes: bool = false,
-    /// The same for one file alone, by its name.
-    ignore_durable_writes_of: ?[]const u8 = null,
+    shears: bool = false,
+    misdirects: bool = false,
+    lock_is_ignored: bool = false,
     time_ns: u64 = 1_800_000_000_000_000_000,
 
     pub fn init(allocator: std.mem.Allocator, seed: u64) SimulatedDisk {
@@ -115,9 +166,25 @@ pub const SimulatedDisk = struct {
     pub fn restart(disk: *SimulatedDisk, crash: Crash) void {
         disk.open_files.clearRetainingCapacity();
         disk.is_off = false;
+        disk.is_hung = false;
+        disk.hangs_in = null;
         disk.cut_at = null;
         disk.failing_operations_left = 0;
-        if (crash == .process) return;
+        disk.misdirected.clearRetainingCapacity();
+        if (crash == .process) {
+            // What failed may land until its process is gone, what was under way until the lock is free.
+            disk.settle();
+            for (disk.under_way.items) |late| {
+                var delayed = late;
+                delayed.lands_at = disk.operation_count + 1 + disk.prng.random().uintLessThan(u64, 80);
+                if (disk.lock_is_ignored) disk.late.append(disk.arena(), delayed) catch unreachable else disk.land(late);
+            }
+            disk.under_way.clearRetainingCapacity();
+            return;
+        }
+        disk.late.clearRetainingCapacity();
+        for (disk.under_way.items) |late| disk.noteUnsynced(late.inode, .{ .offset = late.offset, .bytes = late.bytes, .size = late.offset + late.bytes.len });
+        disk.under_way.clearRetainingCapacity();
         // Names first: a file without a name is gone.
         for (disk.name_changes.items) |pending| {
             if (disk.keeps(crash)) disk.applyDurably(pending);
@@ -127,6 +194,12 @@ pub const SimulatedDisk = struct {
         disk.names = disk.durable_names.clone(disk.arena()) catch unreachable;
         var inodes = disk.names.valueIterator();
         while (inodes.next()) |inode| disk.crashInode(inode.*, crash);
+    }
+
+    /// Everything that was late has landed: the process that left it behind is gone.
+    pub fn settle(disk: *SimulatedDisk) void {
+        for (disk.late.items) |late| disk.land(late);
+        disk.late.clearRetainingCapacity();
     }
 
     fn keeps(disk: *SimulatedDisk, crash: Crash) bool {
@@ -139,11 +212,12 @@ pub const SimulatedDisk = struct {
     }
 
     fn crashInode(disk: *SimulatedDisk, inode: *Inode, crash: Crash) void {
+        const random = disk.prng.random();
         for (inode.unsynced.items) |pending| {
-            // Whole, not at all, or torn.
+            // Whole, not at all, torn, or somewhere else.
             const mode: enum { keep, drop, tear } = switch (crash) {
                 .process => unreachable,
-                .power => switch (disk.prng.random().uintLessThan(u8, 4)) {
+                .power => switch (random.uintLessThan(u8, 4)) {
                     0 => .keep,
                     1 => .drop,
                     else => .tear,
@@ -152,27 +226,80 @@ pub const SimulatedDisk = struct {
                 .power_keeps_all => .keep,
             };
             if (mode == .drop or (pending.given_up and mode == .keep)) continue;
-            if (mode == .keep or disk.prng.random().boolean()) disk.grow(&inode.durable, pending.size);
-            var done: usize = 0;
-            while (done < pending.bytes.len) {
-                const count = @min(sector_bytes - (pending.offset + done) % sector_bytes, pending.bytes.len - done);
-                if (mode == .keep or disk.prng.random().boolean()) disk.put(&inode.durable, pending.bytes[done..][0..count], pending.offset + done);
-                done += count;
+            if (mode == .keep or random.boolean()) disk.grow(&inode.durable, pending.size);
+            if (disk.misdirects and crash == .power and pending.bytes.len >= sector_bytes and random.boolean()) {
+                disk.misdirected.append(disk.arena(), .{ .inode = inode, .offset = pending.offset, .bytes = pending.bytes }) catch unreachable;
+                continue;
             }
+            disk.putSectors(&inode.durable, pending.bytes, pending.offset, mode == .keep);
         }
         inode.unsynced.clearRetainingCapacity();
         inode.current.clearRetainingCapacity();
         inode.current.appendSlice(disk.arena(), inode.durable.items) catch unreachable;
     }
 
+    /// Each sector of a write or, unless `whole`, some, and some as garbage.
+    fn putSectors(disk: *SimulatedDisk, target: *std.ArrayListUnmanaged(u8), bytes: []const u8, offset: u64, whole: bool) void {
+        const random = disk.prng.random();
+        var done: usize = 0;
+        while (done < bytes.len) {
+            const count = @min(sector_bytes - (offset + done) % sector_bytes, bytes.len - done);
+            var garbage: [sector_bytes]u8 = undefined;
+            if (whole or random.boolean()) {
+                disk.put(target, bytes[done..][0..count], offset + done);
+            } else if (disk.shears and random.boolean()) {
+                random.bytes(&garbage);
+                disk.put(target, garbage[0..count], offset + done);
+            }
+            done += count;
+        }
+    }
+
     fn applyDurably(disk: *SimulatedDisk, pending: NameChange) void {
         if (pending.from) |gone| {
             const found = disk.durable_names.get(gone);
-            // Where what it builds on was dropped, there is nothing to pending.
+            // Where what it builds on was dropped, there is nothing to change.
             if (found == null or found.? != pending.inode) return;
             _ = disk.durable_names.remove(gone);
         }
         if (pending.to) |here| disk.durable_names.put(disk.arena(), here, pending.inode) catch unreachable;
+    }
+
+    /// A write that nobody waits for reaches the disk, in whole, in part, or not at all; no flush follows it.
+    fn land(disk: *SimulatedDisk, late: Late) void {
+        const random = disk.prng.random();
+        switch (random.uintLessThan(u8, 3)) {
+            0 => {},
+            1 => {
+                disk.put(&late.inode.current, late.bytes, late.offset);
+                disk.noteUnsynced(late.inode, .{ .offset = late.offset, .bytes = late.bytes, .size = late.offset + late.bytes.len });
+            },
+            else => disk.landPart(late.inode, late.offset, late.bytes),
+        }
+    }
+
+    fn landPart(disk: *SimulatedDisk, inode: *Inode, offset: u64, bytes: []const u8) void {
+        var done: usize = 0;
+        while (done < bytes.len) {
+            const count = @min(sector_bytes - (offset + done) % sector_bytes, bytes.len - done);
+            if (disk.prng.random().boolean()) {
+                const part = bytes[done..][0..count];
+                disk.put(&inode.current, part, offset + done);
+                disk.noteUnsynced(inode, .{ .offset = offset + done, .bytes = part, .size = offset + done + count });
+            }
+            done += count;
+        }
+    }
+
+    /// An operation on files that are none of the log's, such as a sync of its targets. false: it failed.
+    pub fn operationElsewhere(disk: *SimulatedDisk) bool {
+        return disk.operation(false) == .done;
+    }
+
+    /// The thread that hung is out of sight (its process will be killed before it wakes): others go on.
+    pub fn threadGone(disk: *SimulatedDisk) void {
+        disk.is_hung = false;
+        disk.hangs_in = null;
     }
 
     /// The contents of a file as they would be read now; null where there is none of that name.
@@ -189,12 +316,28 @@ pub const SimulatedDisk = struct {
         disk.put(&inode.durable, bytes, offset);
     }
 
-    /// These bytes of a file cannot be read any more.
+    /// These bytes of a file cannot be read any more, until they are written again.
     pub fn makeUnreadable(disk: *SimulatedDisk, directory_path: []const u8, name: []const u8, offset: u64, length: u64) void {
-        disk.inodeOf(directory_path, name).unreadable = .{ .start = offset, .end = offset + length };
+        const inode = disk.inodeOf(directory_path, name);
+        var start = offset;
+        while (start < offset + length) {
+            // Sector by sector: each comes back when it is written.
+            const end = @min(start - start % sector_bytes + sector_bytes, offset + length);
+            inode.unreadable.append(disk.arena(), .{ .start = start, .end = end }) catch unreachable;
+            start = end;
+        }
     }
 
-    fn inodeOf(disk: *SimulatedDisk, directory_path: []const u8, name: []const u8) *Inode {
+    pub fn isFile(disk: *const SimulatedDisk, directory_path: []const u8, name: []const u8, inode: *const Inode) bool {
+        return disk.names.get(.{ .directory = disk.directoryIndex(directory_path).?, .name = name }) == inode;
+    }
+
+    pub fn unreadableOf(disk: *const SimulatedDisk, directory_path: []const u8, name: []const u8) []const Range {
+        const inode = disk.names.get(.{ .directory = disk.directoryIndex(directory_path).?, .name = name }).?;
+        return inode.unreadable.items;
+    }
+
+    pub fn inodeOf(disk: *SimulatedDisk, directory_path: []const u8, name: []const u8) *Inode {
         return disk.names.get(.{ .directory = disk.directoryIndex(directory_path).?, .name = name }).?;
     }
 
@@ -231,16 +374,37 @@ pub const SimulatedDisk = struct {
         @memcpy(target.items[@intCast(offset)..][0..bytes.len], bytes);
     }
 
-    const Outcome = enum { done, cut, failed, no_space, read_only };
+    fn noteUnsynced(disk: *SimulatedDisk, inode: *Inode, pending: Write) void {
+        inode.unsynced.append(disk.arena(), pending) catch unreachable;
+    }
+
+    const Outcome = enum {
+        done,
+        /// Under way when the process, or its thread, was last seen.
+        cut,
+        /// Nobody does anything any more.
+        off,
+        failed,
+        no_space,
+        read_only,
+    };
 
     /// Every operation that changes something comes through here.
     fn operation(disk: *SimulatedDisk, takes_space: bool) Outcome {
-        if (disk.is_off) return .cut;
+        if (disk.is_off or disk.is_hung) return .off;
         disk.operation_count += 1;
+        disk.landDue();
         if (disk.cut_at) |at| if (disk.operation_count >= at) {
             disk.is_off = true;
             return .cut;
         };
+        if (disk.hangs_in) |*left| {
+            if (left.* == 0) {
+                disk.is_hung = true;
+                return .cut;
+            }
+            left.* -= 1;
+        }
         if (disk.failing_operations_left > 0) {
             disk.failing_operations_left -= 1;
             return switch (disk.failing_with) {
@@ -255,18 +419,36 @@ pub const SimulatedDisk = struct {
         return .done;
     }
 
+    fn landDue(disk: *SimulatedDisk) void {
+        var index: usize = 0;
+        while (index < disk.late.items.len) {
+            if (disk.late.items[index].lands_at > disk.operation_count) {
+                index += 1;
+                continue;
+            }
+            disk.land(disk.late.swapRemove(index));
+        }
+    }
+
     fn errorOf(outcome: Outcome) Error!void {
         return switch (outcome) {
             .done => {},
-            .cut, .failed => error.InputOutput,
+            .cut, .off, .failed => error.InputOutput,
             .no_space => error.NoSpace,
             .read_only => error.ReadOnly,
         };
     }
 
-    /// Refused before anything happened.
-    fn isRefused(outcome: Outcome) bool {
-        return outcome == .no_space or outcome == .read_only;
+    /// Everything that only looks comes through here.
+    fn look(disk: *SimulatedDisk) Error!void {
+        if (disk.is_off or disk.is_hung) return error.InputOutput;
+        if (disk.read_per_mille > 0 and disk.read_failures_in_a_row < read_failures_in_a_row_max and
+            disk.prng.random().uintLessThan(u32, 1000) < disk.read_per_mille)
+        {
+            disk.read_failures_in_a_row += 1;
+            return error.InputOutput;
+        }
+        disk.read_failures_in_a_row = 0;
     }
 
     const vtable = Storage.VTable{
@@ -285,7 +467,7 @@ pub const SimulatedDisk = struct {
         .syncDirectory = syncDirectory,
         .unlink = unlink,
         .rename = rename,
-        .random = random,
+        .random = random_,
         .realtimeNs = realtimeNs,
     };
 
@@ -295,26 +477,26 @@ pub const SimulatedDisk = struct {
 
     fn openDirectory(context: *anyopaque, parent: ?storage_module.Directory, path: []const u8) Error!storage_module.Directory {
         const disk = from(context);
-        if (disk.is_off) return error.InputOutput;
+        if (disk.is_off or disk.is_hung) return error.InputOutput;
         const full = if (parent) |directory|
             std.fmt.allocPrint(disk.arena(), "{s}/{s}", .{ disk.directories.items[@intCast(@intFromEnum(directory))], path }) catch unreachable
         else
             disk.arena().dupe(u8, path) catch unreachable;
         if (disk.directoryIndex(full)) |index| return @enumFromInt(index);
+        try errorOf(disk.operation(true));
         disk.directories.append(disk.arena(), full) catch unreachable;
         return @enumFromInt(@as(i32, @intCast(disk.directories.items.len - 1)));
     }
 
     fn closeDirectory(_: *anyopaque, _: storage_module.Directory) void {}
 
-    /// It behaves like a page cache.
-    fn supportsDirect(_: *anyopaque, _: storage_module.Directory) bool {
-        return false;
+    fn supportsDirect(context: *anyopaque, _: storage_module.Directory) bool {
+        return from(context).direct;
     }
 
     fn listNames(context: *anyopaque, directory: storage_module.Directory, visitor: storage_module.ListVisitor) Error!void {
         const disk = from(context);
-        if (disk.is_off) return error.InputOutput;
+        try disk.look();
         var iterator = disk.names.iterator();
         while (iterator.next()) |entry| {
             if (entry.key_ptr.directory != @intFromEnum(directory)) continue;
@@ -341,25 +523,31 @@ pub const SimulatedDisk = struct {
         disk.name_changes.append(disk.arena(), .{ .from = from_key, .to = to, .inode = inode }) catch unreachable;
     }
 
+    /// Whether a change of names happens: all of it, nothing, or by luck where it was under way.
+    fn happens(disk: *SimulatedDisk, outcome: Outcome) Error!void {
+        if (outcome == .cut and disk.prng.random().boolean()) return;
+        return errorOf(outcome);
+    }
+
     fn create(context: *anyopaque, directory: storage_module.Directory, name: []const u8, direct: bool) Error!storage_module.File {
         _ = direct;
         const disk = from(context);
         const name_key = disk.key(directory, name);
         if (disk.names.contains(name_key)) return error.AlreadyExists;
         const outcome = disk.operation(true);
-        if (outcome != .cut) try errorOf(outcome);
+        try disk.happens(outcome);
         const inode = disk.arena().create(Inode) catch unreachable;
-        inode.* = .{};
+        inode.* = .{ .is_segment = std.mem.endsWith(u8, name, ".wal") };
         disk.change(null, name_key, inode);
-        if (outcome == .cut) return error.InputOutput;
+        try errorOf(outcome);
         return disk.addFile(inode);
     }
 
     fn open(context: *anyopaque, directory: storage_module.Directory, name: []const u8, direct: bool) Error!storage_module.File {
         _ = direct;
         const disk = from(context);
-        if (disk.is_off) return error.InputOutput;
         const inode = disk.names.get(.{ .directory = @intFromEnum(directory), .name = name }) orelse return error.NotFound;
+        try disk.look();
         return disk.addFile(inode);
     }
 
@@ -377,24 +565,14 @@ pub const SimulatedDisk = struct {
 
     fn read(context: *anyopaque, file: storage_module.File, buffer: []u8, offset: u64) Error!usize {
         const disk = from(context);
-        if (disk.is_off) return error.InputOutput;
+        try disk.look();
         const inode = disk.fileOf(file);
         const bytes = inode.current.items;
         if (offset >= bytes.len) return 0;
         const count = @min(buffer.len, bytes.len - @as(usize, @intCast(offset)));
-        if (inode.unreadable) |range| if (offset < range.end and offset + count > range.start) return error.InputOutput;
+        for (inode.unreadable.items) |range| if (offset < range.end and offset + count > range.start) return error.InputOutput;
         @memcpy(buffer[0..count], bytes[@intCast(offset)..][0..count]);
         return count;
-    }
-
-    fn isIgnored(disk: *SimulatedDisk, inode: *Inode) bool {
-        if (disk.ignore_durable_writes) return true;
-        const name = disk.ignore_durable_writes_of orelse return false;
-        var iterator = disk.names.iterator();
-        while (iterator.next()) |entry| {
-            if (entry.value_ptr.* == inode) return std.mem.eql(u8, entry.key_ptr.name, name);
-        }
-        return false;
     }
 
     fn write(context: *anyopaque, file: storage_module.File, vectors: []const []const u8, offset: u64, durable: bool) Error!void {
@@ -409,20 +587,45 @@ pub const SimulatedDisk = struct {
             end += vector.len;
         }
         const outcome = disk.operation(offset + length > inode.current.items.len);
-        if (isRefused(outcome)) return errorOf(outcome);
-        if (outcome != .done) {
-            // Some of it may have got somewhere.
-            if (disk.prng.random().boolean()) disk.put(&inode.current, bytes, offset);
-            inode.unsynced.append(disk.arena(), .{ .offset = offset, .bytes = bytes, .size = offset + length, .given_up = outcome == .failed }) catch unreachable;
-            return error.InputOutput;
+        switch (outcome) {
+            .done => {},
+            .off, .no_space, .read_only => return errorOf(outcome),
+            .cut => {
+                disk.under_way.append(disk.arena(), .{ .inode = inode, .offset = offset, .bytes = bytes, .lands_at = 0 }) catch unreachable;
+                return error.InputOutput;
+            },
+            .failed => {
+                disk.failWrite(inode, offset, bytes);
+                return error.InputOutput;
+            },
+        }
+        // The drive puts what it cannot keep there somewhere else.
+        var index: usize = 0;
+        while (index < inode.unreadable.items.len) {
+            const range = inode.unreadable.items[index];
+            if (offset < range.end and offset + length > range.start) _ = inode.unreadable.swapRemove(index) else index += 1;
         }
         disk.put(&inode.current, bytes, offset);
-        if (durable and !disk.isIgnored(inode)) {
+        if (durable) {
             disk.put(&inode.durable, bytes, offset);
             // What was written there before can come no more.
             disk.supersede(&inode.unsynced, offset, length);
         } else {
-            inode.unsynced.append(disk.arena(), .{ .offset = offset, .bytes = bytes, .size = offset + length }) catch unreachable;
+            disk.noteUnsynced(inode, .{ .offset = offset, .bytes = bytes, .size = offset + length });
+        }
+    }
+
+    fn failWrite(disk: *SimulatedDisk, inode: *Inode, offset: u64, bytes: []const u8) void {
+        const random = disk.prng.random();
+        if (disk.direct) {
+            disk.landPart(inode, offset, bytes);
+        } else {
+            // It is in the page cache or not, and on the disk in part.
+            if (random.boolean()) disk.put(&inode.current, bytes, offset);
+            disk.noteUnsynced(inode, .{ .offset = offset, .bytes = bytes, .size = offset + bytes.len, .given_up = true });
+        }
+        if (inode.is_segment) {
+            disk.late.append(disk.arena(), .{ .inode = inode, .offset = offset, .bytes = bytes, .lands_at = disk.operation_count + 1 + random.uintLessThan(u64, 250) }) catch unreachable;
         }
     }
 
@@ -457,18 +660,18 @@ pub const SimulatedDisk = struct {
         const inode = disk.fileOf(file);
         try errorOf(disk.operation(true));
         disk.grow(&inode.current, size_bytes);
-        inode.unsynced.append(disk.arena(), .{ .offset = 0, .bytes = &.{}, .size = size_bytes }) catch unreachable;
+        disk.noteUnsynced(inode, .{ .offset = 0, .bytes = &.{}, .size = size_bytes });
     }
 
     fn sync(context: *anyopaque, file: storage_module.File) Error!void {
         const disk = from(context);
         const inode = disk.fileOf(file);
         const outcome = disk.operation(false);
-        if (outcome != .done) {
+        if (outcome == .failed) {
             // The pages are clean now, says the kernel, and the next sync will find nothing to do.
             for (inode.unsynced.items) |*pending| pending.given_up = true;
-            return error.InputOutput;
         }
+        try errorOf(outcome);
         var kept: std.ArrayListUnmanaged(Write) = .empty;
         for (inode.unsynced.items) |pending| {
             if (pending.given_up) {
@@ -500,7 +703,7 @@ pub const SimulatedDisk = struct {
         const name_key = disk.key(directory, name);
         const inode = disk.names.get(name_key) orelse return error.NotFound;
         const outcome = disk.operation(false);
-        if (outcome != .cut) try errorOf(outcome);
+        try disk.happens(outcome);
         disk.change(name_key, null, inode);
         return errorOf(outcome);
     }
@@ -512,12 +715,12 @@ pub const SimulatedDisk = struct {
         const inode = disk.names.get(from_key) orelse return error.NotFound;
         if (disk.names.contains(to_key)) return error.AlreadyExists;
         const outcome = disk.operation(false);
-        if (outcome != .cut) try errorOf(outcome);
+        try disk.happens(outcome);
         disk.change(from_key, to_key, inode);
         return errorOf(outcome);
     }
 
-    fn random(context: *anyopaque, buffer: []u8) void {
+    fn random_(context: *anyopaque, buffer: []u8) void {
         from(context).prng.random().bytes(buffer);
     }
 

@@ -6,6 +6,7 @@ ring under a name of its own in /dev/shm. `close` leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -112,6 +113,10 @@ class ChildDaemon:
         self._close_ready_fd()
         if said != b"ready\n":
             what = "ended before it served" if readable else f"does not serve after {limit_s:g} s"
+            if readable and self.process is not None:
+                # Its descriptors go before it does.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(limit_s)
             raise DaemonFailed(f"the daemon {what}; its log ends:\n{self._log_end()}")
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> int:

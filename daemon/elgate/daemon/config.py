@@ -8,6 +8,7 @@ validates (docs/dependencies.md has the comparison). Reading has no side effect;
 from __future__ import annotations
 
 import difflib
+import functools
 import grp
 import os
 import re
@@ -36,7 +37,13 @@ SIZE = re.compile(r"(\d{1,18})\s*(B|KiB|MiB|GiB|TiB)?")
 SIZE_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": 1 << 30, "TiB": 1 << 40}
 DURATION = re.compile(r"(\d{1,12})\s*(ms|s|min|h|d)")
 DURATION_UNITS_MS = {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
-PERMISSIONS = re.compile(r"(?:0o?)?([0-7]{3})")
+# The engine holds intervals in 32 bits of milliseconds, which are 49.7 days, and sizes in file offsets.
+DURATION_MS_MAX = 49 * 86_400_000
+AGE_MS_MAX = 3650 * 86_400_000
+SIZE_BYTES_MAX = 1024 << 40
+PERMISSIONS = re.compile(r"(0o?)?([0-7]{3})")
+# Wildcards of other globs, which are none here.
+NOT_WILDCARDS = "[]{}\\"
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_duration(duration_ms: int) -> str:
-    for unit in ("h", "min", "s"):
+    for unit in ("d", "h", "min", "s"):
         if duration_ms and duration_ms % DURATION_UNITS_MS[unit] == 0:
             return f"{duration_ms // DURATION_UNITS_MS[unit]}{unit}"
     return f"{duration_ms}ms"
@@ -304,7 +311,10 @@ def _parse_size(walk: _Walk, node: yaml.Node, path: str) -> int:
     match = SIZE.fullmatch(_text(node, allowed))
     if match is None:
         raise _Invalid(f"is {_describe(node)}, must be {allowed}")
-    return int(match[1]) * SIZE_UNITS[match[2]]
+    size_bytes = int(match[1]) * SIZE_UNITS[match[2]]
+    if size_bytes > SIZE_BYTES_MAX:
+        raise _Invalid(f"is {_describe(node)}, must be at most {format_size(SIZE_BYTES_MAX)}")
+    return size_bytes
 
 
 def _parse_segment_size(walk: _Walk, node: yaml.Node, path: str) -> int:
@@ -317,12 +327,18 @@ def _parse_segment_size(walk: _Walk, node: yaml.Node, path: str) -> int:
     return size_bytes
 
 
-def _parse_duration(walk: _Walk, node: yaml.Node, path: str) -> int:
+def _parse_duration(walk: _Walk, node: yaml.Node, path: str, most_ms: int = DURATION_MS_MAX) -> int:
     allowed = "a number with a unit: 5ms, 24h (units: ms, s, min, h, d)"
     match = DURATION.fullmatch(_text(node, allowed))
     if match is None or int(match[1]) == 0:
         raise _Invalid(f"is {_describe(node)}, must be {allowed}, and more than nothing")
-    return int(match[1]) * DURATION_UNITS_MS[match[2]]
+    duration_ms = int(match[1]) * DURATION_UNITS_MS[match[2]]
+    if duration_ms > most_ms:
+        raise _Invalid(f"is {_describe(node)}, must be at most {format_duration(most_ms)}")
+    return duration_ms
+
+
+_parse_age = functools.partial(_parse_duration, most_ms=AGE_MS_MAX)
 
 
 def _parse_absolute_path(walk: _Walk, node: yaml.Node, path: str) -> Path:
@@ -347,7 +363,10 @@ def _parse_permissions(walk: _Walk, node: yaml.Node, path: str) -> int:
     match = PERMISSIONS.fullmatch(_text(node, allowed))
     if match is None:
         raise _Invalid(f"is {_describe(node)}, must be {allowed}")
-    return int(match[1], 8)
+    if node.style is None and match[1] is None:
+        # 432 is what a program writes that means 0660; 660 is what a person writes who means it too.
+        raise _Invalid(f"is {_describe(node)}, a decimal number for YAML; write {allowed}, with its quotes")
+    return int(match[2], 8)
 
 
 def _parse_group(walk: _Walk, node: yaml.Node, path: str) -> tuple[str, int]:
@@ -432,6 +451,13 @@ def check_pattern(pattern: str) -> str | None:
     length = len(os.fsencode(pattern))
     if length > PATTERN_BYTES_MAX:
         return f"is {length} bytes long, at most {PATTERN_BYTES_MAX} are allowed"
+    odd = next((character for character in NOT_WILDCARDS if character in pattern), None)
+    if odd is not None:
+        return (
+            f"'{odd}' is no wildcard here, and cannot be escaped: there are * (within a component), ** (across "
+            f"components) and ? (one character, so that it can stand for a '{odd}' in a name); for several patterns "
+            f"write several routes"
+        )
     if "***" in pattern:
         return "'***' means nothing: * stays within a component, ** crosses components"
     components = pattern[1:].split("/")
@@ -447,13 +473,16 @@ def resolve_pattern(pattern: str) -> str:
 
     Only what stands before the first wildcard can be resolved; a symlink that a wildcard would match is followed
     by the client, which resolves the whole path before it asks. Raises _Invalid where a resolved name holds a
-    character that the glob would take for a wildcard.
+    character that cannot stand in a glob.
     """
     components = pattern.split("/")
     fixed = next((index for index, c in enumerate(components) if "*" in c or "?" in c), len(components))
     prefix = os.path.realpath("/".join(components[:fixed]) or "/")
-    if "*" in prefix or "?" in prefix:
-        raise _Invalid(f"resolves to {prefix}, and a directory with * or ? in its name cannot be written as a glob")
+    if not set(prefix).isdisjoint("*?" + NOT_WILDCARDS):
+        raise _Invalid(
+            f"resolves to {prefix}, and a name with one of * ? {' '.join(NOT_WILDCARDS)} cannot be written as a glob; "
+            f"write the resolved path, with ? in that character's place"
+        )
     return "/".join([prefix.rstrip("/"), *components[fixed:]])
 
 
@@ -556,7 +585,7 @@ _DOCUMENT: Mapping[str, _Parser] = {
             "dir": _parse_absolute_path,
             "segment_size": _parse_segment_size,
             "max_size": _parse_size,
-            "max_age": _parse_duration,
+            "max_age": _parse_age,
             "checkpoint_interval": _parse_duration,
             "allow_volatile": _parse_boolean,
         }
@@ -660,6 +689,7 @@ def _contradictions(config: Config) -> list[Problem]:
                 f"{format_size(2 * config.wal.segment_bytes)}",
             )
         )
+    problems += _places_in_each_others_way(config)
     filesystem = places.filesystem_of(config.wal.dir)
     if filesystem.volatile and not config.wal.allow_volatile:
         problems.append(
@@ -670,6 +700,29 @@ def _contradictions(config: Config) -> list[Problem]:
             )
         )
     return problems
+
+
+def _places_in_each_others_way(config: Config) -> list[Problem]:
+    """Socket and ring are files of their own, and the log's directory holds nothing but the log."""
+    socket, ring, wal = (os.path.realpath(path) for path in (config.control.socket, config.ring.path, config.wal.dir))
+    lock = socket + ".lock"
+    problems = []
+    for name, path, others in (
+        ("control.socket", socket, {"ring.path": ring, "wal.dir": wal}),
+        ("ring.path", ring, {"control.socket": socket, "the lock beside control.socket": lock, "wal.dir": wal}),
+        ("wal.dir", wal, {"control.socket": socket, "the lock beside control.socket": lock, "ring.path": ring}),
+    ):
+        for other_name, other in others.items():
+            if path == other:
+                what = f"is {path}, and so is {other_name}"
+            elif path.startswith(other + "/"):
+                what = f"is {path}, below {other_name} ({other})"
+            else:
+                continue
+            problems.append(config.problem(name, f"{what}; each must have a place of its own"))
+            break
+    # Two that are the same are one mistake.
+    return problems[:1]
 
 
 def changes_that_need_a_restart(running: Config, wanted: Config) -> list[str]:

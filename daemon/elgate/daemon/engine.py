@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,12 @@ class Engine:
         self._counter_names = counter_names()
 
     @classmethod
-    def start(cls, config: Config) -> Engine:
-        """Takes the locks, replays the log, serves. Blocks for the replay. Raises EngineError."""
+    def start(cls, config: Config, progress: Callable[[str, int, int], None] | None = None) -> Engine:
+        """Takes the locks, replays the log, serves. Blocks for the replay. Raises EngineError.
+
+        `progress` is called, by this thread, about once a second while the replay of a route's log takes long: the
+        route, the bytes read, the bytes to be read.
+        """
         arguments = _Arguments()
         engine_config = _ffi.new("struct elgate_engine_config *")
         engine_config.control_socket = arguments.string(config.control.socket)
@@ -146,6 +151,13 @@ class Engine:
         engine_config.route_count = len(config.routes)
         routes = arguments.routes(config)
         engine_config.routes = routes
+        if progress is not None:
+            # Kept until the call is over.
+            tell = _ffi.callback(
+                "void(const char *, uint64_t, uint64_t)",
+                lambda route, done, total: progress(_ffi.string(route).decode(), done, total),
+            )
+            engine_config.progress = tell
         handle = _ffi.new("struct elgate_engine **")
         error_text = _ffi.new("char[]", ERROR_TEXT_BYTES)
         result = _library.elgate_engine_start(engine_config, handle, error_text, ERROR_TEXT_BYTES)

@@ -67,7 +67,7 @@ class Service:
             "info", "starting", version=version(), pid=os.getpid(), config=config.source, wal=str(config.wal.dir)
         )
         try:
-            engine = Engine.start(config)
+            engine = Engine.start(config, self._replay_progress)
         except EngineError as error:
             running = error.errno == errno.EBUSY
             event = "already_running" if running else "start_failed"
@@ -79,6 +79,9 @@ class Service:
         failed = not self._serve(engine, config)
         code = self._stop(engine, events)
         return ExitCode.ENGINE_FAILED if failed else code
+
+    def _replay_progress(self, route: str, done_bytes: int, total_bytes: int) -> None:
+        self._log.write("info", "replaying", route=route, done_bytes=done_bytes, total_bytes=total_bytes)
 
     def _serve(self, engine: Engine, config: Config) -> bool:
         """Returns when it is time to stop: True because somebody asked, False because the engine has ended."""

@@ -790,6 +790,19 @@ def fork_exec(home: Home, /, *arguments: Any) -> int:
     return native_fork_exec(*arguments)
 
 
+native_exit = os._exit
+# What ends so ends at once: it waits for a daemon that works, not for one that has yet to come back.
+_EXIT_LIMIT_MS = 5000
+
+
+@hook("os", "posix")
+def _exit(home: Home, status: int) -> Any:
+    """How forked children end. Who waits for them shall see what they have written."""
+    if writers:
+        library.elgate_drain_all_within(_EXIT_LIMIT_MS)
+    return native_exit(status)
+
+
 native_sendmsg = socket.socket.sendmsg
 
 

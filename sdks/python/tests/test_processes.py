@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,105 @@ def test_a_daemon_that_comes_back_is_found_again(run_python: Run, elgate_daemon:
     )
     # What was accepted before the daemon died is applied by the next one.
     assert Path(path).read_bytes() in (b"before,without,again", b"before,again")
+
+
+# A daemon that is stopped applies nothing: what a child has written is not in the file when it is at its end, and not
+# only by chance. It goes on once the child waits for it, or is gone without.
+STOPPED_DAEMON = """
+import os, signal
+def state_of(pid):
+    return open(f"/proc/{{pid}}/stat").read().rpartition(")")[2].split()[0]
+def stop_daemon():
+    os.kill({pid}, signal.SIGSTOP)
+    while state_of({pid}) != "T":
+        pass
+def go_on_when_awaited_by(child):
+    while (state := state_of(child)) not in "SZ":
+        pass
+    if state == "S":
+        os.kill({pid}, signal.SIGCONT)
+"""
+
+
+def test_who_waits_for_a_worker_of_multiprocessing_sees_what_it_has_logged(run_python: Run, elgate_daemon: Any) -> None:
+    path = elgate_daemon.route_dir / "log"
+    run_python(
+        STOPPED_DAEMON.format(pid=elgate_daemon.pid)
+        + f"""
+import logging, multiprocessing, elgate
+assert elgate.patch_all()
+context = multiprocessing.get_context("fork")
+def work(ready, go, done):
+    logger = logging.getLogger("worker")
+    logger.addHandler(logging.FileHandler({str(path)!r}))
+    logger.error("first")  # registers the file
+    ready.set()
+    go.wait()
+    logger.error("second")
+    done.set()
+
+events = [context.Event() for _ in range(3)]
+child = context.Process(target=work, args=events)
+child.start()
+ready, go, done = events
+ready.wait()
+stop_daemon()
+go.set()
+done.wait()
+go_on_when_awaited_by(child.pid)
+child.join()
+assert child.exitcode == 0
+assert open({str(path)!r}).read() == "first\\nsecond\\n"
+""",
+        env=elgate_daemon.env(),
+    )
+
+
+def test_who_waits_for_a_child_that_ends_by_exit_sees_what_it_has_written(run_python: Run, elgate_daemon: Any) -> None:
+    path = elgate_daemon.route_dir / "file"
+    run_python(
+        STOPPED_DAEMON.format(pid=elgate_daemon.pid)
+        + f"""
+import elgate
+assert elgate.patch_all()
+fd = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT)
+child = os.fork()
+if child == 0:
+    os.write(fd, b"first,")
+    stop_daemon()
+    os.write(fd, b"second")
+    os._exit(7)
+while state_of({elgate_daemon.pid}) != "T":
+    pass
+go_on_when_awaited_by(child)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert elgate.original("os.pread")(fd, 100, 0) == b"first,second"
+try:
+    os._exit("no number")
+except TypeError:
+    os._exit(0)
+""",
+        env=elgate_daemon.env(),
+    )
+
+
+def test_an_exit_at_once_does_not_wait_for_a_daemon_that_is_gone(run_python: Run, elgate_daemon: Any) -> None:
+    path = elgate_daemon.route_dir / "file"
+    began = time.monotonic()
+    run_python(
+        f"""
+        import os, signal, elgate
+        assert elgate.patch_all()
+        fd = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT)
+        os.write(fd, b"first,")
+        os.kill({elgate_daemon.pid}, signal.SIGKILL)
+        os.write(fd, b"second")
+        os._exit(3)
+        """,
+        env={**elgate_daemon.env(), "ELGATE_RECONNECT_TIMEOUT_MS": "60000"},
+        code=3,
+    )
+    assert time.monotonic() - began < 30
+    elgate_daemon.start()
+    elgate_daemon.stop()
+    assert path.read_bytes() == b"first,second"

@@ -17,10 +17,10 @@ const Lanes = @import("lanes.zig").Lanes;
 const File = @import("../files.zig").File;
 const Buffer = @import("../buffers.zig").Buffer;
 
-/// One contiguous write, or one change of a file's size. Its bytes lie in the log buffer that it came from,
+/// One contiguous write, one change of a file's size, or a sync. Its bytes lie in the log buffer that it came from,
 /// which stays untouched until the run is done.
 pub const Run = struct {
-    kind: enum { write, truncate, allocate },
+    kind: enum { write, truncate, allocate, sync },
     argument: u32,
     offset: u64,
     length: u64,
@@ -29,14 +29,13 @@ pub const Run = struct {
     vectors: [*]std.posix.iovec_const,
     vector_count: u32,
     first_lsn: u64,
-    /// Whose memory its bytes are; null: they are its own (see `park`).
+    /// Whose memory its bytes are; null for a sync.
     buffer: ?*Buffer,
     next: ?*Run,
-    /// The target refused it: it no longer holds up the applied position, but its bytes are kept.
-    refused: bool,
+
+    pub const sync = Run{ .kind = .sync, .argument = 0, .offset = 0, .length = 0, .done = 0, .vectors = undefined, .vector_count = 0, .first_lsn = 0, .buffer = null, .next = null };
 };
 
-pub const parked_bytes_max: usize = 64 << 20;
 pub const vectors_per_run_max: u32 = 512;
 
 pub const Queue = struct {
@@ -54,10 +53,10 @@ pub const Sink = struct {
     context: *anyopaque,
     /// A run is in its file.
     applied: *const fn (context: *anyopaque, run: *Run) void,
-    /// The target refused with this errno: all that is queued waits until `retry`.
+    /// The target refused with this errno: what is queued is written from the log once that is possible again.
     refused: *const fn (context: *anyopaque, file: *File, errno: i32) void,
-    /// What it had refused is in the file after all.
-    recovered: *const fn (context: *anyopaque, file: *File) void,
+    /// A sync of the file's queue is done, with this errno or 0.
+    synced: *const fn (context: *anyopaque, file: *File, errno: i32) void,
 };
 
 pub const EngineKind = enum { lanes, io_uring };
@@ -70,26 +69,34 @@ pub const Engine = union(EngineKind) {
 pub const Applier = struct {
     engine: Engine,
     sink: Sink,
-    allocator: std.mem.Allocator,
     in_flight: u32 = 0,
-    /// Bytes of refused runs that were copied out of their buffers.
-    parked_bytes: usize = 0,
     /// Some file's next run could not be handed over because a queue was full.
     starved: bool = false,
 
     pub fn enqueue(file: *File, run: *Run) void {
         run.next = null;
+        if (run.kind != .sync) file.queue_synced = false;
+        if (file.rewrite_lsn != 0) {
+            // In order, or not at all: it is written from the log, behind what is missing there.
+            assert(run.kind != .sync and run.first_lsn >= file.rewrite_lsn);
+            return;
+        }
         if (file.queue.last) |last| last.next = run else file.queue.first = run;
         file.queue.last = run;
-        const buffer = run.buffer.?;
-        buffer.pinned_runs += 1;
-        // A file that refuses already holds up nobody's position.
-        if (file.failed_errno != 0) run.refused = true else buffer.pending_runs += 1;
+        if (run.buffer) |buffer| buffer.pending_runs += 1;
+    }
+
+    /// Once all that is queued is in the file: sync it. See `Sink.synced`, and `File.queue_synced`.
+    pub fn enqueueSync(file: *File) void {
+        assert(!file.queue_syncing and !file.syncing and file.rewrite_lsn == 0);
+        file.queue_syncing = true;
+        file.sync_run = .sync;
+        enqueue(file, &file.sync_run);
     }
 
     /// Hands over the file's next run, unless one is under way. Nothing starts before `flush`.
     pub fn start(applier: *Applier, file: *File) void {
-        if (file.queue.in_flight or (file.failed_errno != 0 and !file.retrying)) return;
+        if (file.queue.in_flight or file.rewrite_lsn != 0) return;
         const run = file.queue.first orelse return;
         const given = switch (applier.engine) {
             .lanes => Lanes.give(file.lane.?, file),
@@ -133,8 +140,12 @@ pub const Applier = struct {
                 entry.addr = run.length;
                 entry.len = run.argument;
             },
+            .sync => {
+                entry.opcode = .FSYNC;
+                entry.rw_flags = linux.IORING_FSYNC_DATASYNC;
+            },
         }
-        entry.fd = file.fd;
+        entry.fd = if (run.kind == .sync) file.sync_fd else file.fd;
         entry.user_data = @intFromPtr(file);
         return true;
     }
@@ -145,100 +156,74 @@ pub const Applier = struct {
         file.queue.in_flight = false;
         applier.in_flight -= 1;
         const run = file.queue.first.?;
-        if (result < 0) {
-            const errno = -result;
-            const again = errno == @intFromEnum(linux.E.AGAIN) or errno == @intFromEnum(linux.E.INTR);
+        const errno: i32 = if (result < 0) -result else 0;
+        const again = errno == @intFromEnum(linux.E.AGAIN) or errno == @intFromEnum(linux.E.INTR);
+        if (file.rewrite_lsn != 0) {
+            // Given up while it was under way: whatever became of it, it is written from the log.
+            pop(file, run);
+            if (run.kind == .sync) applier.synced(file, errno);
+        } else if (run.kind == .sync) {
+            if (!again) {
+                pop(file, run);
+                applier.synced(file, errno);
+            }
+        } else if (errno != 0) {
             if (!again) applier.refuse(file, errno);
         } else if (run.kind != .write) {
-            applier.pop(file, run);
+            applier.apply(file, run);
         } else if (result == 0 and run.length > run.done) {
             // A regular file that takes no byte and gives no error is broken.
             applier.refuse(file, @intFromEnum(linux.E.IO));
         } else {
             advance(run, @intCast(result));
-            if (run.done == run.length) applier.pop(file, run);
+            if (run.done == run.length) applier.apply(file, run);
         }
         applier.start(file);
     }
 
-    /// Tries a refused file again.
-    pub fn retry(applier: *Applier, file: *File) void {
-        assert(file.failed_errno != 0);
-        if (file.queue.in_flight) return;
-        file.retrying = true;
-        applier.start(file);
+    fn apply(applier: *Applier, file: *File, run: *Run) void {
+        pop(file, run);
+        applier.sink.applied(applier.sink.context, run);
     }
 
-    fn pop(applier: *Applier, file: *File, run: *Run) void {
+    fn synced(applier: *Applier, file: *File, errno: i32) void {
+        file.queue_syncing = false;
+        file.queue_synced = errno == 0 and file.queue.isEmpty() and file.rewrite_lsn == 0;
+        applier.sink.synced(applier.sink.context, file, errno);
+    }
+
+    fn pop(file: *File, run: *Run) void {
+        assert(file.queue.first == run);
         file.queue.first = run.next;
         if (run.next == null) file.queue.last = null;
-        applier.sink.applied(applier.sink.context, run);
-        if (run.buffer) |buffer| {
-            if (!run.refused) buffer.pending_runs -= 1;
-            buffer.pinned_runs -= 1;
-        } else applier.unpark(run);
-        if (file.retrying and file.queue.isEmpty()) {
-            file.retrying = false;
-            file.failed_errno = 0;
-            applier.sink.recovered(applier.sink.context, file);
-        }
+        if (run.buffer) |buffer| buffer.pending_runs -= 1;
     }
 
     fn refuse(applier: *Applier, file: *File, errno: i32) void {
-        const known = file.failed_errno != 0;
-        file.failed_errno = errno;
-        file.retrying = false;
-        if (known) return; // tried again in vain: no news, and nothing new was queued
-        var next = file.queue.first;
-        while (next) |run| : (next = run.next) {
-            if (run.refused) continue;
-            run.refused = true;
-            run.buffer.?.pending_runs -= 1;
-        }
-        applier.park(file);
+        giveUp(file, file.queue.first.?.first_lsn);
         applier.sink.refused(applier.sink.context, file, errno);
     }
 
-    /// Gives refused runs memory of their own, so that a full disk does not keep the log buffers that everybody
-    /// needs. Bounded: what goes beyond stays in its buffer.
-    fn park(applier: *Applier, file: *File) void {
-        var link = &file.queue.first;
-        while (link.*) |run| : (link = &link.*.?.next) {
-            const bytes = run.length - run.done;
-            if (run.buffer == null or run.kind != .write or applier.parked_bytes + bytes > parked_bytes_max) continue;
-            const parked = applier.allocator.create(Parked) catch return;
-            const memory = applier.allocator.alloc(u8, bytes) catch {
-                applier.allocator.destroy(parked);
-                return;
-            };
-            var at: usize = 0;
-            for (run.vectors[0..run.vector_count]) |vector| {
-                @memcpy(memory[at..][0..vector.len], vector.base[0..vector.len]);
-                at += vector.len;
-            }
-            assert(at == bytes);
-            parked.* = .{ .run = run.*, .vector = .{ .base = memory.ptr, .len = memory.len }, .memory = memory };
-            parked.run.offset += run.done;
-            parked.run.length = bytes;
-            parked.run.done = 0;
-            parked.run.vectors = @ptrCast(&parked.vector);
-            parked.run.vector_count = 1;
-            parked.run.buffer = null;
-            applier.parked_bytes += bytes;
-            run.buffer.?.pinned_runs -= 1;
-            link.* = &parked.run;
-            if (file.queue.last == run) file.queue.last = &parked.run;
+    /// The file is to be written from the log, from this LSN on or from where its queue begins: the queue's memory is
+    /// given back (but for what is under way), so that a target that takes nothing holds up nobody else.
+    pub fn giveUp(file: *File, first_lsn: u64) void {
+        var rewrite_lsn = if (file.rewrite_lsn != 0) @min(file.rewrite_lsn, first_lsn) else first_lsn;
+        var next = file.queue.first;
+        while (next) |run| : (next = run.next) {
+            if (run.kind != .sync) rewrite_lsn = @min(rewrite_lsn, run.first_lsn);
         }
+        assert(rewrite_lsn > 0);
+        file.rewrite_lsn = rewrite_lsn;
+        const kept: ?*Run = if (file.queue.in_flight) file.queue.first.? else null;
+        next = if (kept) |run| run.next else file.queue.first;
+        while (next) |run| : (next = run.next) {
+            if (run.buffer) |buffer| buffer.pending_runs -= 1;
+            if (run.kind == .sync) file.queue_syncing = false;
+        }
+        if (kept) |run| run.next = null;
+        file.queue.first = kept;
+        file.queue.last = kept;
     }
-
-    fn unpark(applier: *Applier, run: *Run) void {
-        const parked: *Parked = @fieldParentPtr("run", run);
-        applier.parked_bytes -= parked.memory.len;
-        applier.allocator.free(parked.memory);
-        applier.allocator.destroy(parked);
-    }
-
-    const Parked = struct { run: Run, vector: std.posix.iovec_const, memory: []u8 };
 
     fn advance(run: *Run, written: u64) void {
         run.done += written;

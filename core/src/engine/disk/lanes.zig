@@ -1,19 +1,19 @@
-//! The disk engine on threads: one lane per target file system, each a thread that writes with pwritev and sleeps
-//! while there is nothing to do. What stalls is a file system; the others have lanes of their own, and the worker
-//! never waits for one.
+//! Lanes: one per target file system, each a thread that does what may block there, and sleeps while there is nothing
+//! to do. What stalls is a file system; the others have lanes of their own, and the worker never waits for one.
 //!
 //! ```
-//! worker ──files with a run to do──▶ [inbox]  lane thread  [outbox] ──results──▶ worker
+//! worker ──files with something to do──▶ [inbox]  lane thread  [outbox] ──results──▶ worker
 //! ```
 //!
-//! Both queues have one writer and one reader. While a file is in a lane, its first run is the lane's.
+//! Both queues have one writer and one reader. There are two sets: lanes that write (the disk engine on threads: while a
+//! file is in one, its first run is the lane's), and lanes for what takes longer than a write (rewrite.zig).
 
 const std = @import("std");
 const assert = std.debug.assert;
 const linux = std.os.linux;
 const os = @import("../os.zig");
 const File = @import("../files.zig").File;
-const applier = @import("applier.zig");
+const Run = @import("applier.zig").Run;
 
 pub const lanes_max = 64;
 const queue_length = 4096;
@@ -21,6 +21,9 @@ const queue_length = 4096;
 const sleep_ns_max = 100 * std.time.ns_per_ms;
 
 pub const Result = struct { file: *File, value: i32 };
+
+/// What a lane does with a file; as io_uring would answer: bytes, or -errno.
+pub const Perform = *const fn (file: *File) i32;
 
 /// One writer, one reader. Bounded; `push` says when it is full.
 fn Queue(comptime T: type) type {
@@ -61,13 +64,14 @@ pub const Lane = struct {
     sleeping: u32 align(128) = 0,
     stopping: bool = false,
     thread: std.Thread = undefined,
+    perform: Perform,
     /// The worker's doorbell, rung when results may be waited for.
     doorbell: *u32,
 
     fn run(lane: *Lane) void {
         while (true) {
             while (lane.inbox.pop()) |file| {
-                const result = perform(file, file.queue.first.?);
+                const result = lane.perform(file);
                 // The outbox holds as many as the inbox, and the worker takes before it gives.
                 while (!lane.outbox.push(.{ .file = file, .value = result })) {
                     lane.notify();
@@ -93,12 +97,14 @@ pub const Lane = struct {
     }
 };
 
-/// As io_uring would answer: bytes, or -errno.
-fn perform(file: *File, run: *applier.Run) i32 {
+/// Of the lanes that write: the file's first run.
+pub fn performRun(file: *File) i32 {
+    const run: *const Run = file.queue.first.?;
     const raw = switch (run.kind) {
         .write => linux.pwritev(file.fd, @ptrCast(run.vectors), run.vector_count, @intCast(run.offset + run.done)),
         .truncate => linux.ftruncate(file.fd, @intCast(run.offset)),
         .allocate => linux.fallocate(file.fd, @bitCast(run.argument), @intCast(run.offset), @intCast(run.length)),
+        .sync => linux.fdatasync(file.sync_fd),
     };
     return switch (os.check(raw)) {
         .value => |value| @intCast(value),
@@ -110,20 +116,22 @@ fn perform(file: *File, run: *applier.Run) i32 {
 pub const Lanes = struct {
     allocator: std.mem.Allocator,
     doorbell: *u32,
+    perform: Perform,
     lanes: [lanes_max]*Lane = undefined,
     count: u32 = 0,
 
-    /// The lane of a file system; beyond `lanes_max` several share one. null: no thread to be had.
+    /// The lane of a file system; where there are `lanes_max`, or no thread is to be had for another, several share one.
+    /// null: not even that.
     pub fn laneOf(self: *Lanes, device: u64) ?*Lane {
         for (self.lanes[0..self.count]) |lane| {
             if (lane.device == device) return lane;
         }
         if (self.count == lanes_max) return self.lanes[device % lanes_max];
         const lane = self.allocator.create(Lane) catch return null;
-        lane.* = .{ .device = device, .doorbell = self.doorbell };
+        lane.* = .{ .device = device, .doorbell = self.doorbell, .perform = self.perform };
         lane.thread = std.Thread.spawn(.{ .stack_size = 256 << 10 }, Lane.run, .{lane}) catch {
             self.allocator.destroy(lane);
-            return null;
+            return if (self.count > 0) self.lanes[device % self.count] else null;
         };
         self.lanes[self.count] = lane;
         self.count += 1;

@@ -163,13 +163,23 @@ pub const Group = struct {
         }
     };
 
-    /// Makes the group ready for one segment: stamps and seals every header. For `Log.commit`, which calls it
-    /// again where the group goes to another segment.
-    pub fn stamp(group: *Group, segment_id: u64, durable_lsn: u64, realtime_ns: u64) void {
+    /// Where a group goes.
+    pub const Place = struct {
+        segment_id: u64,
+        segment_first_lsn: u64,
+        segment_epoch: u64,
+        /// In the segment; a multiple of the block size.
+        offset: u64,
+    };
+
+    /// Makes the group ready for its place: stamps and seals every header. For `Log.commit`, which calls it again
+    /// where the group goes to another segment.
+    pub fn stamp(group: *Group, place: Place, durable_lsn: u64, realtime_ns: u64) void {
         assert(group.record_count > 0);
+        assert(place.offset % wal.block_size == 0);
         var iterator = group.records();
         while (iterator.next()) |slot| {
-            slot.header.segment_id = segment_id;
+            slot.header.segment_id = place.segment_id;
             slot.header.header_checksum = slot.header.computeChecksum();
         }
         assert(iterator.offset == group.length_bytes);
@@ -177,14 +187,18 @@ pub const Group = struct {
         header.* = .{
             .header_checksum = 0,
             .magic = wal.group_magic,
-            .segment_id = segment_id,
+            .segment_id = place.segment_id,
             .first_lsn = group.first_lsn,
             .durable_lsn = durable_lsn,
             .record_count = group.record_count,
             .length_bytes = group.length_bytes,
             .written_realtime_ns = realtime_ns,
             .version = wal.version,
-            .reserved = @splat(0),
+            .reserved_0 = 0,
+            .block = @intCast(place.offset / wal.block_size),
+            .segment_first_lsn = place.segment_first_lsn,
+            .segment_epoch = place.segment_epoch,
+            .reserved_1 = @splat(0),
         };
         header.header_checksum = header.computeChecksum();
         @memset(group.memory[group.length_bytes..group.commitBytes()], 0);
@@ -197,14 +211,16 @@ pub const Group = struct {
 };
 
 /// The records of groups that lie side by side in memory as they were written. Each one's headers are made those of
-/// another segment on the way: once `next` has given null, all of it can be written there.
+/// another place on the way: once `next` has given null, all of it can be written there.
 pub const Written = struct {
     memory: []align(wal.block_size) u8,
+    /// Of the first group.
+    place: Group.Place,
     group_offset: usize = 0,
     offset: usize = 0,
     remaining: u32 = 0,
 
-    pub fn next(written: *Written, segment_id: u64) ?*const wal.RecordHeader {
+    pub fn next(written: *Written) ?*const wal.RecordHeader {
         if (written.remaining == 0) {
             if (written.offset > 0) {
                 const before: *const wal.GroupHeader = @ptrCast(@alignCast(written.memory[written.group_offset..].ptr));
@@ -214,14 +230,17 @@ pub const Written = struct {
             if (written.group_offset == written.memory.len) return null;
             const group: *wal.GroupHeader = @ptrCast(@alignCast(written.memory[written.group_offset..].ptr));
             assert(group.magic == wal.group_magic);
-            group.segment_id = segment_id;
+            group.segment_id = written.place.segment_id;
+            group.segment_first_lsn = written.place.segment_first_lsn;
+            group.segment_epoch = written.place.segment_epoch;
+            group.block = @intCast((written.place.offset + written.group_offset) / wal.block_size);
             group.header_checksum = group.computeChecksum();
             written.remaining = group.record_count;
             written.offset = written.group_offset + @sizeOf(wal.GroupHeader);
         }
         const header: *wal.RecordHeader = @ptrCast(@alignCast(written.memory[written.offset..].ptr));
         assert(header.magic == wal.record_magic);
-        header.segment_id = segment_id;
+        header.segment_id = written.place.segment_id;
         header.header_checksum = header.computeChecksum();
         written.offset += wal.recordBytes(header.length_bytes);
         written.remaining -= 1;

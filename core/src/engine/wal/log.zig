@@ -35,6 +35,7 @@ const storage_module = @import("storage.zig");
 const reader_module = @import("reader.zig");
 const group_module = @import("group.zig");
 const recovery_module = @import("recovery.zig");
+const mutant = @import("mutant.zig");
 
 pub const Storage = storage_module.Storage;
 pub const LinuxStorage = storage_module.LinuxStorage;
@@ -150,6 +151,7 @@ pub const Segment = struct {
     /// Of the last acknowledged record; first_lsn - 1 where there is none.
     last_lsn: std.atomic.Value(u64) = .init(0),
     sealed_lsn: u64 = 0,
+    sealed_realtime_ns: u64 = 0,
     file: ?File = null,
     /// Worker: the same file through the page cache, for what is not written durably.
     cached_file: ?File = null,
@@ -169,6 +171,8 @@ pub const Segment = struct {
     zero_mutex: std.Thread.Mutex = .{},
     /// Under `zero_mutex`: writing zeros failed once, so nothing more is written above.
     zero_failed: bool = false,
+    /// A write failed here, and may land late: the segment gets no other life. Set by worker or maintenance.
+    write_failed: std.atomic.Value(bool) = .init(false),
 
     /// The worker is done with it. What stands above in this struct does not change any more (release/acquire).
     retired: std.atomic.Value(bool) = .init(false),
@@ -184,6 +188,10 @@ pub const Segment = struct {
 
     /// Recovery: where it found the last group to end.
     scanned_end: ?u64 = null,
+    /// Recovery: its first block does not say who it is.
+    known_by_last_block: bool = false,
+    /// Recovery: where its first and its last block name different segments, how many groups speak for this one.
+    groups_counted: u64 = std.math.maxInt(u64),
 
     /// The list of segments that maintenance keeps, or the list of those that are new to it.
     next: ?*Segment = null,
@@ -431,6 +439,13 @@ pub const Log = struct {
         if (bytes == 0) return;
         const segment = try log.segmentFor(bytes);
         log.writeGroup(segment, group, .durable) catch {
+            if (mutant.is(.failed_write_repeated)) return log.writeGroup(segment, group, .durable);
+            if (mutant.is(.failed_write_synced)) {
+                try log.storage.sync(segment.file.?);
+                segment.header_pending = false;
+                log.wrote(segment, group);
+                return log.becameDurable(segment);
+            }
             log.giveUp(segment);
             const other = try log.putToUse(bytes, .beyond_limit);
             log.writeGroup(other, group, .durable) catch |err| {
@@ -493,11 +508,11 @@ pub const Log = struct {
         if (log.broken == null) {
             const segment = log.current.load(.monotonic).?;
             const file = segment.cached_file orelse segment.file.?;
-            if (reader_module.mutants.sync_skipped) return log.becameDurable(segment);
+            if (mutant.is(.sync_left_out)) return log.becameDurable(segment);
             if (log.storage.sync(file)) {
                 return log.becameDurable(segment);
             } else |_| {
-                if (reader_module.mutants.sync_repeated) {
+                if (mutant.is(.failed_sync_repeated)) {
                     if (log.storage.sync(file)) return log.becameDurable(segment) else |_| {}
                 }
                 log.breakOff(segment);
@@ -520,17 +535,17 @@ pub const Log = struct {
         errdefer log.giveUp(segment);
         assert(segment.epoch > broken.epoch);
         if (behind) |group| {
-            group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
+            group.stamp(log.silentPlaceIn(segment), log.durableLsn(), log.storage.realtimeNs());
             @memcpy(log.tail[kept_bytes..bytes], group.commitMemory());
         }
         const memory = log.tail[0..bytes];
-        var records = group_module.Written{ .memory = memory };
-        while (records.next(segment.id)) |header| segment.noteRing(header.ring_uuid, header.position);
+        var records = group_module.Written{ .memory = memory, .place = log.silentPlaceIn(segment) };
+        while (records.next()) |header| segment.noteRing(header.ring_uuid, header.position);
         if (!log.makeRoom(segment, bytes)) return error.InputOutput;
         segment.written_end.store(segment.write_offset + bytes, .monotonic);
-        if (reader_module.mutants.in_force_first) try log.putInForce(segment);
+        if (mutant.is(.tail_voided_first)) try log.putInForce(segment);
         try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
-        if (!reader_module.mutants.in_force_first) try log.putInForce(segment);
+        if (!mutant.is(.tail_voided_first)) try log.putInForce(segment);
         segment.write_offset += bytes;
         if (behind) |group| log.logged_lsn = group.lastLsn();
         log.becameDurable(segment);
@@ -583,8 +598,12 @@ pub const Log = struct {
         const bytes = group.commitBytes();
         const segment = log.current.load(.monotonic) orelse try log.putToUse(total_bytes, .beyond_limit);
         if (!log.makeRoom(segment, bytes)) return error.InputOutput;
-        group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
+        group.stamp(log.silentPlaceIn(segment), log.durableLsn(), log.storage.realtimeNs());
         segment.written_end.store(segment.write_offset + bytes, .monotonic);
+        if (mutant.is(.tail_voided_first) and segment.write_offset == wal.block_size) {
+            log.fillHeader(log.header_block, segment);
+            try log.storage.write(segment.file.?, &.{log.header_block}, 0, true);
+        }
         try log.storage.write(segment.file.?, &.{group.commitMemory()}, segment.write_offset, true);
         log.wrote(segment, group);
     }
@@ -606,6 +625,8 @@ pub const Log = struct {
         assert(segment.header_pending);
         log.fillHeader(log.header_block, segment);
         try log.storage.write(segment.file.?, &.{log.header_block}, 0, true);
+        // The last block says it too, since the groups do not.
+        try log.storage.write(segment.file.?, &.{log.header_block}, segment.groupsEnd(), true);
         segment.header_pending = false;
     }
 
@@ -631,7 +652,10 @@ pub const Log = struct {
         if (segment.zero_failed) return error.InputOutput;
         assert(segment.written_end.load(.monotonic) <= start);
         const count = @min(log.options.zero_bytes, segment.groupsEnd() - start);
-        errdefer segment.zero_failed = true;
+        errdefer {
+            segment.zero_failed = true;
+            segment.write_failed.store(true, .release);
+        }
         try log.storage.write(segment.file.?, &.{zeros[0..count]}, start, durable);
         segment.zeroed_bytes.store(start + count, .release);
     }
@@ -644,24 +668,40 @@ pub const Log = struct {
         // A segment that was just put to use may not be zero-written to here: preparing it was cut short.
         if (!log.makeRoom(segment, bytes)) return error.InputOutput;
         assert(segment.write_offset % wal.block_size == 0);
-        group.stamp(segment.id, log.durableLsn(), log.storage.realtimeNs());
+        group.stamp(log.placeIn(segment), log.durableLsn(), log.storage.realtimeNs());
         const memory = group.commitMemory();
         segment.written_end.store(segment.write_offset + bytes, .monotonic);
         const file = if (how == .durable) segment.file.? else log.cachedFile(segment);
+        const synced = how == .durable and !mutant.is(.commit_not_synced);
         if (segment.header_pending) {
             assert(segment.write_offset == wal.block_size);
             log.fillHeader(log.header_block, segment);
             // Header and first group lie side by side: one write, and whoever finds the one without the other
             // finds nothing that was acknowledged.
-            try log.storage.write(file, &.{ log.header_block, memory }, 0, how == .durable);
+            try log.storage.write(file, &.{ log.header_block, memory }, 0, synced);
             segment.header_pending = false;
         } else {
-            try log.storage.write(file, &.{memory}, segment.write_offset, how == .durable);
+            if (mutant.is(.block_rewritten)) try mutant.rewriteBlockBefore(log.storage, segment.file.?, segment.write_offset);
+            try log.storage.write(file, &.{memory}, segment.write_offset, synced);
         }
         log.wrote(segment, group);
         if (how == .durable) return log.becameDurable(segment);
         @memcpy(log.tail[log.tail_bytes..][0..memory.len], memory);
         log.tail_bytes += memory.len;
+    }
+
+    /// Where the next group goes.
+    fn placeIn(log: *const Log, segment: *const Segment) Group.Place {
+        _ = log;
+        return .{ .segment_id = segment.id, .segment_first_lsn = segment.first_lsn, .segment_epoch = segment.epoch, .offset = segment.write_offset };
+    }
+
+    /// The same in a segment that is not in force before its header says so: a group there must not speak for it.
+    fn silentPlaceIn(log: *const Log, segment: *const Segment) Group.Place {
+        assert(segment.header_pending);
+        var place = log.placeIn(segment);
+        place.segment_first_lsn = 0;
+        return place;
     }
 
     fn wrote(log: *Log, segment: *Segment, group: *const Group) void {
@@ -716,12 +756,32 @@ pub const Log = struct {
     /// After a failed write. Its header block holds no acknowledged record, so it may say where the segment ends;
     /// where that fails too, the next segment's first LSN says the same.
     fn giveUp(log: *Log, segment: *Segment) void {
+        segment.write_failed.store(true, .release);
         if (segment.last_lsn.load(.monotonic) >= segment.first_lsn) {
-            segment.sealed_lsn = segment.last_lsn.load(.monotonic);
-            log.fillHeader(log.header_block, segment);
-            log.storage.write(segment.file.?, &.{log.header_block}, 0, true) catch {};
+            // Where it is not written, the next segment's first LSN says the same.
+            log.seal(segment, segment.file.?, log.header_block) catch {};
         }
         log.retire(segment);
+    }
+
+    /// No record above the last one counts, says the header from now on.
+    fn seal(log: *Log, segment: *Segment, file: File, block: *align(wal.block_size) [wal.block_size]u8) storage_module.Error!void {
+        assert(segment.first_lsn > 0);
+        segment.sealed_lsn = segment.last_lsn.load(.monotonic);
+        segment.sealed_realtime_ns = log.storage.realtimeNs();
+        @memset(block, 0);
+        log.fillHeader(block, segment);
+        errdefer segment.write_failed.store(true, .release);
+        try log.storage.write(file, &.{block}, 0, true);
+    }
+
+    /// For recovery: a segment of an earlier life, whose end is known now. The next segment's first LSN says the same,
+    /// but that one might be damaged one day, and then a torn tail must not come back to life.
+    pub fn sealOld(log: *Log, segment: *Segment) void {
+        if (segment.last_lsn.load(.monotonic) == 0) return; // which would mean not sealed
+        const file = segment.file orelse log.storage.open(log.directory, segment.name(), log.direct) catch return;
+        defer if (segment.file == null) log.storage.close(file);
+        log.seal(segment, file, log.maintenance_block) catch {};
     }
 
     fn fillHeader(log: *const Log, block: *align(wal.block_size) [wal.block_size]u8, segment: *const Segment) void {
@@ -739,6 +799,7 @@ pub const Log = struct {
             .sealed_lsn = segment.sealed_lsn,
             .size_bytes = segment.size_bytes,
             .created_realtime_ns = segment.created_realtime_ns,
+            .sealed_realtime_ns = segment.sealed_realtime_ns,
             .reserved_1 = @splat(0),
         };
         header.header_checksum = header.computeChecksum();
@@ -797,7 +858,7 @@ pub const Log = struct {
         }
         segment.zeroed_bytes.store(zeroed_end, .monotonic);
         try log.writePreparedHeader(segment, block[0..wal.block_size]);
-        try log.storage.syncDirectory(log.directory);
+        try log.syncNames();
         return segment;
     }
 
@@ -809,7 +870,12 @@ pub const Log = struct {
         log.fillHeader(block, segment);
         try log.storage.write(segment.file.?, &.{block}, segment.groupsEnd(), false);
         try log.storage.write(segment.file.?, &.{block}, 0, false);
-        try log.storage.sync(segment.file.?);
+        if (!mutant.is(.preparation_not_synced)) try log.storage.sync(segment.file.?);
+    }
+
+    fn syncNames(log: *Log) storage_module.Error!void {
+        if (mutant.is(.directory_not_synced)) return;
+        return log.storage.syncDirectory(log.directory);
     }
 
     fn drawSegmentId(log: *Log) u64 {
@@ -893,13 +959,7 @@ pub const Log = struct {
                 renamed = true;
                 continue;
             }
-            if (segment.sealed_lsn == 0) {
-                segment.sealed_lsn = segment.last_lsn.load(.monotonic);
-                @memset(log.maintenance_block, 0);
-                log.fillHeader(log.maintenance_block, segment);
-                // For people and for speed: the next segment's first LSN says the same.
-                log.storage.write(segment.file.?, &.{log.maintenance_block}, 0, true) catch {};
-            }
+            if (segment.sealed_lsn == 0) log.seal(segment, segment.file.?, log.maintenance_block) catch {};
             var buffer: [name_bytes]u8 = undefined;
             const final = finalName(&buffer, segment.first_lsn, segment.created_realtime_ns);
             if (log.storage.rename(log.directory, segment.name(), log.directory, final)) {
@@ -913,7 +973,7 @@ pub const Log = struct {
             segment.tidied = true;
             link = &segment.next;
         }
-        if (renamed) try log.storage.syncDirectory(log.directory);
+        if (renamed) try log.syncNames();
     }
 
     fn unlinkSegment(log: *Log, segment: *Segment) storage_module.Error!void {
@@ -966,7 +1026,7 @@ pub const Log = struct {
         // It may have been found cut short, or with holes.
         log.storage.allocate(file, size_bytes) catch |err| if (err != error.NotSupported) return err;
         try log.writePreparedHeader(segment, log.maintenance_block);
-        try log.storage.syncDirectory(log.directory);
+        try log.syncNames();
     }
 
     /// Maintenance thread. Everything up to and including `applied_lsn` is durable in its target: says so durably.
@@ -1025,7 +1085,7 @@ pub const Log = struct {
         log.takeAdded();
         try log.tidySegments();
         var removed = false;
-        errdefer if (removed) log.storage.syncDirectory(log.directory) catch {};
+        errdefer if (removed) log.syncNames() catch {};
         while (log.segments) |segment| {
             if (segment.next == null or !segment.tidied) break;
             const last_lsn = segment.last_lsn.load(.monotonic);
@@ -1037,9 +1097,11 @@ pub const Log = struct {
                 .rings_complete = segment.rings_complete,
             };
             if (!may_remove.ask(may_remove.context, &summary)) break;
+            // Oldest first, on the disk too: should the checkpoint ever be lost, the segments alone say what is there.
+            if (removed) try log.syncNames();
             // Either block of the checkpoint alone must be enough, should the other one be damaged.
-            if (last_lsn > log.applied_lsn_before) try log.writeCheckpoint(log.applied_lsn);
-            assert(last_lsn <= log.applied_lsn_before);
+            if (last_lsn > log.applied_lsn_before and !mutant.is(.one_checkpoint_block_enough)) try log.writeCheckpoint(log.applied_lsn);
+            assert(last_lsn <= log.applied_lsn_before or mutant.is(.one_checkpoint_block_enough));
             const next = segment.next;
             if (segment.evidence) {
                 recovery_module.quarantine(log, segment.name()) catch |err| switch (err) {
@@ -1048,7 +1110,9 @@ pub const Log = struct {
                 };
                 _ = log.bytes_held.fetchSub(segment.size_bytes, .monotonic);
                 log.freeSegment(segment);
-            } else if (log.reserve == null and segment.size_bytes == log.options.segment_bytes) {
+            } else if (log.reserve == null and segment.size_bytes == log.options.segment_bytes and
+                (!segment.write_failed.load(.acquire) or mutant.is(.failed_segment_recycled)))
+            {
                 log.reserve = log.reuse(segment);
             } else {
                 try log.unlinkSegment(segment);
@@ -1057,7 +1121,7 @@ pub const Log = struct {
             log.segments = next;
             removed = true;
         }
-        if (removed) try log.storage.syncDirectory(log.directory);
+        if (removed) try log.syncNames();
         // Where the log was full, the worker may be waiting for just that.
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
             log.spare.store(log.reserve, .release);

@@ -325,7 +325,7 @@ test "damage below what was durable is put aside, named to the record, and what 
     var segments = try bench.names("", ".wal");
     defer segments.deinit();
     try bench.damage(segments.at(0), 4096 * 2 + 3, "damage"); // header of the group with LSNs 4 to 6
-    try bench.damage(segments.at(0), 4096 * 4 + 64 + 96 + 1000 + 200, "damage"); // payload of LSN 11
+    try bench.damage(segments.at(0), 4096 * 4 + @sizeOf(wal.GroupHeader) + @sizeOf(wal.RecordHeader) + 1000 + 200, "damage"); // payload of LSN 11
 
     const expected = [_]log_module.LsnRange{ .{ .first = 4, .last = 6 }, .{ .first = 11, .last = 11 } };
     for (0..2) |_| {

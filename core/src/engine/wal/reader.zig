@@ -4,10 +4,10 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
-const builtin = @import("builtin");
 const wal = @import("../../format/wal.zig");
 const crc32c = @import("../../format/checksum.zig").crc32c;
 const storage_module = @import("storage.zig");
+const mutant = @import("mutant.zig");
 const Storage = storage_module.Storage;
 const File = storage_module.File;
 const Error = storage_module.Error;
@@ -21,31 +21,6 @@ pub const segment_bytes_min: u64 = 3 * wal.block_size;
 pub const lsn_max: u64 = std.math.maxInt(u64) / 4;
 
 const read_ahead_bytes: usize = 1 << 20;
-
-/// Faults that only the tests of the tests put in: a simulation that does not notice them is worth nothing.
-pub const mutants = if (builtin.is_test) struct {
-    pub var payload_checksum_unchecked: bool = false;
-    /// A new segment does not void what older ones hold from its first LSN on.
-    pub var nothing_voided: bool = false;
-    /// What was not known to be durable is synced where it lies, instead of being committed anew.
-    pub var tail_only_synced: bool = false;
-    /// What was only written is taken for durable.
-    pub var sync_skipped: bool = false;
-    /// A sync that failed is tried again, and believed.
-    pub var sync_repeated: bool = false;
-    /// The segment that takes records over says so before it has them.
-    pub var in_force_first: bool = false;
-    /// What is good behind a hole in what was not synced is delivered.
-    pub var holes_ignored: bool = false;
-} else struct {
-    pub const payload_checksum_unchecked = false;
-    pub const nothing_voided = false;
-    pub const tail_only_synced = false;
-    pub const sync_skipped = false;
-    pub const sync_repeated = false;
-    pub const in_force_first = false;
-    pub const holes_ignored = false;
-};
 
 /// What a segment's first or last block holds.
 pub const ParsedHeader = union(enum) {
@@ -62,7 +37,7 @@ pub fn parseSegmentHeader(block: []const u8) ParsedHeader {
     @memcpy(std.mem.asBytes(&header), block[0..@sizeOf(wal.SegmentHeader)]);
     if (std.mem.allEqual(u8, block, 0)) return .zeros;
     if (header.magic != wal.segment_magic) return .damaged;
-    if (header.header_checksum != header.computeChecksum()) return .damaged;
+    if (header.header_checksum != header.computeChecksum() and !mutant.is(.segment_header_checksum_ignored)) return .damaged;
     if (header.version != wal.version) return .{ .other_version = header.version };
     if (header.size_bytes < segment_bytes_min or header.size_bytes > segment_bytes_max) return .damaged;
     if (header.size_bytes % wal.block_size != 0) return .damaged;
@@ -70,21 +45,24 @@ pub fn parseSegmentHeader(block: []const u8) ParsedHeader {
     return .{ .valid = header };
 }
 
-/// The header of a group that starts a block, where it is whole and of this segment.
-pub fn parseGroupHeader(block: []const u8, segment_id: u64) ?wal.GroupHeader {
+/// The header of the group that starts the block at this offset, where it is whole, of this segment, and where it
+/// belongs.
+pub fn parseGroupHeader(block: []const u8, segment_id: u64, offset: u64) ?wal.GroupHeader {
     assert(block.len >= @sizeOf(wal.GroupHeader));
     var header: wal.GroupHeader = undefined;
     @memcpy(std.mem.asBytes(&header), block[0..@sizeOf(wal.GroupHeader)]);
     if (header.magic != wal.group_magic) return null;
-    if (header.header_checksum != header.computeChecksum()) return null;
+    if (header.header_checksum != header.computeChecksum() and !mutant.is(.group_header_checksum_ignored)) return null;
     if (header.version != wal.version) return null;
-    if (header.segment_id != segment_id) return null;
+    if (header.segment_id != segment_id and !mutant.is(.segment_id_ignored)) return null;
+    if (@as(u64, header.block) * wal.block_size != offset and !mutant.is(.group_place_ignored)) return null;
     if (header.first_lsn == 0 or header.record_count == 0) return null;
     if (header.length_bytes > wal.group_bytes_max) return null;
     const least = @sizeOf(wal.GroupHeader) + @as(u64, header.record_count) * @sizeOf(wal.RecordHeader);
     if (header.length_bytes < least) return null;
-    if (header.first_lsn > lsn_max) return null;
+    if (@max(header.first_lsn, header.segment_epoch) > lsn_max) return null;
     if (header.durable_lsn >= header.first_lsn) return null;
+    if (header.segment_first_lsn > header.first_lsn) return null;
     return header;
 }
 
@@ -161,7 +139,7 @@ pub const SegmentReader = struct {
         while (reader.position < reader.end) {
             const offset = reader.position;
             const block = try reader.load(offset, wal.block_size);
-            if (parseGroupHeader(block, reader.segment_id)) |header| {
+            if (parseGroupHeader(block, reader.segment_id, offset)) |header| {
                 const padded = std.mem.alignForward(u64, header.length_bytes, wal.block_size);
                 if (header.first_lsn >= reader.lsn_floor and padded <= reader.end - offset) {
                     reader.position = offset + padded;
@@ -213,10 +191,7 @@ pub fn readBlocks(storage: Storage, file: File, buffer: []align(wal.block_size) 
     assert(buffer.len % wal.block_size == 0);
     const length = storage.read(file, buffer, offset) catch |err| {
         if (!isMediaError(err)) return err;
-        if (buffer.len == wal.block_size) {
-            @memset(buffer, 0);
-            return 1;
-        }
+        if (buffer.len == wal.block_size) return readBlock(storage, file, buffer, offset);
         var unreadable: u64 = 0;
         var done: usize = 0;
         while (done < buffer.len) : (done += wal.block_size) {
@@ -228,8 +203,22 @@ pub fn readBlocks(storage: Storage, file: File, buffer: []align(wal.block_size) 
     return 0;
 }
 
-/// The disk cannot give this block back; others may be well.
-fn isMediaError(err: Error) bool {
+/// A disk that fails to read now and then has lost nothing: what it gives at the third time is as good.
+pub const media_attempts_max = 3;
+
+/// One block that could not be read. 1: nor can it now.
+fn readBlock(storage: Storage, file: File, block: []align(wal.block_size) u8, offset: u64) Error!u64 {
+    for (1..media_attempts_max) |_| {
+        const length = storage.read(file, block, offset) catch |err| if (isMediaError(err)) continue else return err;
+        @memset(block[length..], 0);
+        return 0;
+    }
+    @memset(block, 0);
+    return 1;
+}
+
+/// The disk cannot give this back; other blocks, and other files, may be well.
+pub fn isMediaError(err: Error) bool {
     return switch (err) {
         error.InputOutput, error.BadMessage, error.RemoteInputOutput, error.NeedsCleaning, error.TimedOut => true,
         else => false,
@@ -256,7 +245,7 @@ pub const RecordIterator = struct {
                 const payload = iterator.bytes[iterator.offset + @sizeOf(wal.RecordHeader) ..][0..record.length_bytes];
                 iterator.offset += wal.recordBytes(record.length_bytes);
                 iterator.index += 1;
-                if (mutants.payload_checksum_unchecked or crc32c(0, payload) == record.payload_checksum)
+                if (crc32c(0, payload) == record.payload_checksum or mutant.is(.payload_checksum_ignored))
                     return .{ .good = .{ .header = record, .payload = payload } };
                 return .{ .bad = .{ .first_lsn = lsn, .last_lsn = lsn } };
             }
@@ -282,8 +271,8 @@ pub const RecordIterator = struct {
         if (offset > iterator.bytes.len - @sizeOf(wal.RecordHeader)) return null;
         const record: *const wal.RecordHeader = @ptrCast(@alignCast(iterator.bytes[offset..][0..@sizeOf(wal.RecordHeader)]));
         if (record.magic != wal.record_magic) return null;
-        if (record.segment_id != iterator.header.segment_id) return null;
-        if (record.header_checksum != record.computeChecksum()) return null;
+        if (record.segment_id != iterator.header.segment_id and !mutant.is(.segment_id_ignored)) return null;
+        if (record.header_checksum != record.computeChecksum() and !mutant.is(.record_header_checksum_ignored)) return null;
         if (record.version != wal.version) return null;
         if (record.length_bytes > wal.payload_bytes_max) return null;
         if (wal.recordBytes(record.length_bytes) > iterator.bytes.len - offset) return null;

@@ -17,6 +17,7 @@ const wal = @import("../../format/wal.zig");
 const storage_module = @import("storage.zig");
 const reader_module = @import("reader.zig");
 const log_module = @import("log.zig");
+const mutant = @import("mutant.zig");
 const Log = log_module.Log;
 const Segment = log_module.Segment;
 const Group = log_module.Group;
@@ -31,6 +32,9 @@ pub const Pass = enum { survey, apply };
 pub const Visitor = struct {
     context: *anyopaque,
     visit: *const fn (context: *anyopaque, pass: Pass, header: *const wal.RecordHeader, payload: []const u8) error{VisitorStopped}!void,
+    /// Hears, after each group, how much of the log has been read, of how much: all passes together, the one before
+    /// the first record included.
+    progress: ?*const fn (context: *anyopaque, done_bytes: u64, total_bytes: u64) void = null,
 };
 
 pub const LsnRange = struct { first: u64, last: u64 };
@@ -73,14 +77,44 @@ const Candidate = struct {
     size_bytes: u64,
     header: reader_module.ParsedHeader = .damaged,
     trailer: reader_module.ParsedHeader = .damaged,
-    /// false: not a file of this user's, or none at all.
-    openable: bool = false,
+    access: enum {
+        granted,
+        /// Not this user's, or no file at all.
+        refused,
+        /// The disk cannot open it.
+        broken,
+    } = .refused,
+    /// The first group of the segment that it is, looked for where first and last block do not agree on that, or the
+    /// first says nothing. null: there is none.
+    first_group: ?wal.GroupHeader = null,
+    /// How many there are, where the ends disagree.
+    groups_counted: u64 = 0,
 
-    /// By the first block, else by the last.
+    fn endsDisagree(candidate: *const Candidate) bool {
+        if (mutant.is(.segment_ends_not_compared)) return false;
+        return candidate.header == .valid and candidate.trailer == .valid and
+            candidate.header.valid.segment_id != candidate.trailer.valid.segment_id;
+    }
+
+    /// By the first block, else by the last. Where they disagree, the one that more of the groups between them
+    /// are of: the other was left by a write that went astray, or by a preparation for a new life that was cut short.
     fn identity(candidate: *const Candidate) ?*const wal.SegmentHeader {
+        if (candidate.endsDisagree()) {
+            const group = candidate.first_group orelse return &candidate.trailer.valid; // see holdsNothing
+            return if (group.segment_id == candidate.header.valid.segment_id) &candidate.header.valid else &candidate.trailer.valid;
+        }
         if (candidate.header == .valid) return &candidate.header.valid;
         if (candidate.trailer == .valid) return &candidate.trailer.valid;
         return null;
+    }
+
+    /// Nobody can tell whose it is: then nothing in it was ever acknowledged.
+    fn holdsNothing(candidate: *const Candidate) bool {
+        return candidate.endsDisagree() and candidate.first_group == null;
+    }
+
+    fn knownByFirstBlock(candidate: *const Candidate) bool {
+        return candidate.header == .valid and candidate.identity() == &candidate.header.valid;
     }
 };
 
@@ -153,7 +187,7 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
     errdefer for (segments.items) |segment| log.freeSegment(segment);
     var by_id: std.AutoHashMapUnmanaged(u64, usize) = .empty;
     for (candidates) |*candidate| {
-        const segment = try admit(log, candidate, block) orelse continue;
+        const segment = try admit(log, candidate) orelse continue;
         {
             errdefer log.freeSegment(segment);
             try segments.ensureUnusedCapacity(scratch.allocator(), 1);
@@ -163,10 +197,15 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
                 segments.appendAssumeCapacity(segment);
                 continue;
             }
-            // A copy of a segment, perhaps cut short: the longer one stays.
+            // A copy of a segment, perhaps cut short, or only its header in a file that is another's: the one whose ends
+            // agree stays, else the one that holds more of its groups, else the longer one.
             const other = &segments.items[twin.value_ptr.*];
-            if (other.*.readable_bytes < segment.readable_bytes) {
-                putAside(log, other.*.name(), "a shorter copy of the segment in {s}", .{segment.name()});
+            const is_better = if (segment.groups_counted != other.*.groups_counted)
+                other.*.groups_counted < segment.groups_counted
+            else
+                other.*.readable_bytes < segment.readable_bytes;
+            if (is_better) {
+                putAside(log, other.*.name(), "a worse copy of the segment in {s}", .{segment.name()});
                 log.freeSegment(other.*);
                 other.* = segment;
                 continue;
@@ -178,7 +217,7 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
     std.mem.sort(*Segment, segments.items, {}, struct {
         fn lessThan(_: void, a: *Segment, b: *Segment) bool {
             if (a.first_lsn != b.first_lsn) return a.first_lsn < b.first_lsn;
-            return a.epoch < b.epoch;
+            return (a.epoch < b.epoch) != mutant.is(.epoch_ignored);
         }
     }.lessThan);
 
@@ -198,6 +237,11 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
             log.applied_lsn = oldest.first_lsn - 1;
             note(log, log_module.checkpoint_name, "cannot be read: everything that the log still holds is applied again, from LSN {d}", .{oldest.first_lsn});
         }
+    }
+    var each = log.segments;
+    while (each) |segment| : (each = segment.next) {
+        // Below the checkpoint that is no damage: a preparation for a new life may have been cut short.
+        if (segment.known_by_last_block and upperLsn(segment) > log.applied_lsn) note(log, segment.name(), "its first block is damaged; known by its last block", .{});
     }
     // A new log has an identity of its own from now on.
     log.confirmCheckpoint() catch |err| {
@@ -220,11 +264,12 @@ fn openCheckpoint(log: *Log, block: *align(wal.block_size) [wal.block_size]u8) l
 }
 
 fn readCheckpoint(log: *Log, name: []const u8, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?wal.Checkpoint {
-    log.checkpoint_file = log.storage.open(log.directory, name, log.direct) catch |err| file: {
+    log.checkpoint_file = openPatiently(log, name, log.direct) catch |err| file: {
         switch (err) {
             error.NotFound => {},
             error.InvalidArgument, error.IsADirectory, error.TooManySymlinks, error.NoSuchDevice => putAside(log, name, "not a regular file", .{}),
-            else => return err,
+            error.AccessDenied, error.NotPermitted => putAside(log, name, "cannot be opened by this user", .{}),
+            else => if (reader_module.isMediaError(err)) putAside(log, name, "the disk cannot open it", .{}) else return err,
         }
         break :file try log.storage.create(log.directory, name, log.direct);
     };
@@ -235,7 +280,7 @@ fn readCheckpoint(log: *Log, name: []const u8, block: *align(wal.block_size) [wa
         var checkpoint: wal.Checkpoint = undefined;
         @memcpy(std.mem.asBytes(&checkpoint), block[0..@sizeOf(wal.Checkpoint)]);
         if (checkpoint.magic != wal.checkpoint_magic) continue;
-        if (checkpoint.header_checksum != checkpoint.computeChecksum()) continue;
+        if (checkpoint.header_checksum != checkpoint.computeChecksum() and !mutant.is(.checkpoint_checksum_ignored)) continue;
         if (checkpoint.version != wal.version) return otherVersion(log, name, checkpoint.version);
         if (@max(checkpoint.applied_lsn, checkpoint.durable_lsn) > reader_module.lsn_max) continue;
         if (newest == null or checkpoint.sequence > newest.?.sequence) newest = checkpoint;
@@ -249,23 +294,70 @@ fn otherVersion(log: *Log, name: []const u8, version: u16) error{LogVersion} {
 }
 
 fn readCandidate(log: *Log, candidate: *Candidate, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!void {
-    const file = log.storage.open(log.directory, candidate.name, log.direct) catch |err| switch (err) {
+    const file = openPatiently(log, candidate.name, for_reading) catch |err| switch (err) {
         // Of somebody else, or gone, or no file at all.
         error.NotFound, error.AccessDenied, error.NotPermitted, error.InvalidArgument, error.TooManySymlinks => return,
         else => {
+            if (reader_module.isMediaError(err)) {
+                candidate.access = .broken;
+                return;
+            }
             log.explain("cannot open {s}/{s}: {s}", .{ log.path, candidate.name, @errorName(err) });
             return err;
         },
     };
     defer log.storage.close(file);
-    candidate.openable = true;
+    candidate.access = .granted;
     _ = try readExplained(log, candidate.name, file, block, 0);
     candidate.header = reader_module.parseSegmentHeader(block);
-    if (candidate.header == .valid) return;
     const blocks = candidate.size_bytes / wal.block_size;
-    if (blocks * wal.block_size < reader_module.segment_bytes_min) return;
-    _ = try readExplained(log, candidate.name, file, block, (blocks - 1) * wal.block_size);
-    candidate.trailer = reader_module.parseSegmentHeader(block);
+    if (blocks * wal.block_size >= reader_module.segment_bytes_min) {
+        _ = try readExplained(log, candidate.name, file, block, (blocks - 1) * wal.block_size);
+        candidate.trailer = reader_module.parseSegmentHeader(block);
+    }
+    // Prepared, says its first block: then nothing that it holds counts, and nobody looks.
+    if (candidate.header == .valid and !candidate.endsDisagree()) return;
+    if (candidate.trailer != .valid) return;
+    const last = &candidate.trailer.valid;
+    var by_last = Tally{};
+    var by_first = Tally{};
+    var offset: u64 = wal.block_size;
+    while (offset + wal.block_size <= candidate.size_bytes and offset <= reader_module.segment_bytes_max) : (offset += wal.block_size) {
+        _ = try readExplained(log, candidate.name, file, block, offset);
+        if (reader_module.parseGroupHeader(block, last.segment_id, offset)) |group| {
+            if (group.segment_first_lsn != 0 or last.first_lsn != 0) by_last.count(group);
+        } else if (candidate.header == .valid) {
+            if (reader_module.parseGroupHeader(block, candidate.header.valid.segment_id, offset)) |group| by_first.count(group);
+        } else if (by_last.first != null) break;
+    }
+    // One write that went astray can bring another segment's header and, right behind it, a group.
+    const winner = if (by_first.groups > by_last.groups) by_first else by_last;
+    candidate.first_group = winner.first;
+    candidate.groups_counted = winner.groups;
+}
+
+/// Groups of one of two segments that a file may be.
+const Tally = struct {
+    groups: u64 = 0,
+    first: ?wal.GroupHeader = null,
+
+    fn count(tally: *Tally, group: wal.GroupHeader) void {
+        tally.groups += 1;
+        if (tally.first == null) tally.first = group;
+    }
+};
+
+/// Segments of earlier lives are read through the page cache, though they are written around it: recovery reads them
+/// three times, and the kernel reads ahead.
+const for_reading = false;
+
+/// A disk that fails now and then is asked again.
+fn openPatiently(log: *Log, name: []const u8, direct: bool) Error!storage_module.File {
+    for (1..reader_module.media_attempts_max) |_| {
+        return log.storage.open(log.directory, name, direct) catch |err|
+            if (reader_module.isMediaError(err)) continue else return err;
+    }
+    return log.storage.open(log.directory, name, direct);
 }
 
 fn readExplained(log: *Log, name: []const u8, file: storage_module.File, block: *align(wal.block_size) [wal.block_size]u8, offset: u64) Error!u64 {
@@ -292,11 +384,19 @@ fn mostFrequentUuid(allocator: std.mem.Allocator, candidates: []const Candidate)
 }
 
 /// The segment that a candidate turns out to be; null where it is none, or not one with records.
-fn admit(log: *Log, candidate: *const Candidate, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?*Segment {
+fn admit(log: *Log, candidate: *const Candidate) log_module.OpenError!?*Segment {
     const name = candidate.name;
-    if (!candidate.openable) {
-        putAside(log, name, "cannot be opened", .{});
-        return null;
+    switch (candidate.access) {
+        .granted => {},
+        .refused => {
+            putAside(log, name, "cannot be opened by this user", .{});
+            return null;
+        },
+        .broken => {
+            // Where it is: a repair of the file system may bring it back.
+            note(log, name, "the disk cannot open it: ignored, left where it is", .{});
+            return null;
+        },
     }
     const header = candidate.identity() orelse {
         if (std.mem.startsWith(u8, name, log_module.spare_prefix) and isUnwritten(candidate)) {
@@ -324,41 +424,34 @@ fn admit(log: *Log, candidate: *const Candidate, block: *align(wal.block_size) [
         .created_realtime_ns = header.created_realtime_ns,
         .first_lsn = header.first_lsn,
         .sealed_lsn = header.sealed_lsn,
+        .sealed_realtime_ns = header.sealed_realtime_ns,
         .zeroed_bytes = .init(header.size_bytes),
         .retired = .init(true),
         .tidied = true,
     };
     segment.setName(name);
-    if (segment.first_lsn == 0) {
-        // Prepared, as its first block says, and then nothing that it holds counts; or known by its last block alone.
-        const found = if (candidate.header == .valid) null else try findFirstLsn(log, segment, block);
-        segment.first_lsn = found orelse {
-            admitSpare(log, segment);
-            return null;
-        };
+    if (candidate.endsDisagree()) segment.groups_counted = candidate.groups_counted;
+    if (!candidate.knownByFirstBlock()) {
+        // The last block is mostly as it was when the segment was prepared. What became of it, its groups say.
+        if (candidate.first_group) |group| {
+            if (segment.first_lsn == 0) {
+                segment.first_lsn = group.segment_first_lsn;
+                segment.epoch = group.segment_epoch;
+            }
+            segment.known_by_last_block = true;
+            log.epoch.store(@max(log.epoch.load(.monotonic), segment.epoch), .monotonic);
+        }
     }
-    if (candidate.header != .valid) note(log, name, "its first block is damaged; known by its last block", .{});
+    if (segment.first_lsn == 0 or candidate.holdsNothing()) {
+        admitSpare(log, segment);
+        return null;
+    }
     return segment;
 }
 
 fn isUnwritten(candidate: *const Candidate) bool {
     return candidate.size_bytes == 0 or
         (candidate.header == .zeros and (candidate.trailer == .zeros or candidate.size_bytes < reader_module.segment_bytes_min));
-}
-
-/// LSN of the first group that is to be found in the segment.
-fn findFirstLsn(log: *Log, segment: *Segment, block: *align(wal.block_size) [wal.block_size]u8) log_module.OpenError!?u64 {
-    const file = log.storage.open(log.directory, segment.name(), log.direct) catch |err| {
-        log.explain("cannot open {s}/{s}: {s}", .{ log.path, segment.name(), @errorName(err) });
-        return err;
-    };
-    defer log.storage.close(file);
-    var offset: u64 = wal.block_size;
-    while (offset + wal.block_size <= segment.readable_bytes) : (offset += wal.block_size) {
-        _ = try readExplained(log, segment.name(), file, block, offset);
-        if (reader_module.parseGroupHeader(block, segment.id)) |group| return group.first_lsn;
-    }
-    return null;
 }
 
 /// A prepared segment of an earlier life: one is taken over (and prepared again), others go.
@@ -384,15 +477,18 @@ pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
     defer log.allocator.free(window);
     const copy_buffer = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), copy_bytes);
     defer log.allocator.free(copy_buffer);
-    var walk = Walk{ .log = log, .window = window, .copy_buffer = copy_buffer };
+    var walk = Walk{ .log = log, .window = window, .copy_buffer = copy_buffer, .visitor = visitor };
     defer walk.deinit();
+    each = log.segments;
+    while (each) |segment| : (each = segment.next) {
+        if (upperLsn(segment) > log.applied_lsn) walk.pass_bytes += SegmentReader.groupsEnd(segment.size_bytes, segment.readable_bytes);
+    }
 
     log.recovery.applied_lsn = log.applied_lsn;
     try walk.findDurable();
     takeOverSpare(log);
     try walk.rewriteTail();
 
-    walk.visitor = visitor;
     try walk.run(.survey);
     log.recovery.last_lsn = walk.expected - 1;
     try walk.run(.apply);
@@ -404,6 +500,7 @@ pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
     while (next) |segment| : (next = segment.next) {
         if (segment == log.current.load(.monotonic)) continue;
         segment.last_lsn.store(@min(upperLsn(segment), next_lsn - 1), .monotonic);
+        if (segment.sealed_lsn == 0 and !segment.evidence) log.sealOld(segment);
     }
     try walk.finishMissing();
 }
@@ -411,7 +508,7 @@ pub fn recover(log: *Log, visitor: Visitor) log_module.RecoverError!void {
 /// The last LSN that counts in a segment.
 fn upperLsn(segment: *const Segment) u64 {
     var upper: u64 = if (segment.sealed_lsn != 0) segment.sealed_lsn else std.math.maxInt(u64);
-    if (reader_module.mutants.nothing_voided) return upper;
+    if (mutant.is(.nothing_voided)) return upper;
     if (segment.next) |next| upper = @min(upper, next.first_lsn - 1);
     return upper;
 }
@@ -428,7 +525,12 @@ const Walk = struct {
     log: *Log,
     window: []align(wal.block_size) u8,
     copy_buffer: []align(wal.block_size) u8,
-    visitor: ?Visitor = null,
+    visitor: Visitor,
+    /// Of what is read in one pass, and how far that has come in all passes.
+    pass_bytes: u64 = 0,
+    done_bytes: u64 = 0,
+    /// Read around the page cache what can be.
+    around_cache: bool = false,
     /// Everything up to here was durable once.
     durable_lsn: u64 = 0,
     /// The next LSN that is to be delivered.
@@ -452,7 +554,7 @@ const Walk = struct {
         var close = false;
         const file = segment.file orelse file: {
             close = true;
-            break :file log.storage.open(log.directory, segment.name(), log.direct) catch |err| switch (err) {
+            break :file openPatiently(log, segment.name(), if (walk.around_cache) log.direct else for_reading) catch |err| switch (err) {
                 error.NotFound => return null,
                 else => {
                     log.explain("cannot open {s}/{s}: {s}", .{ log.path, segment.name(), @errorName(err) });
@@ -475,7 +577,10 @@ const Walk = struct {
             if (upperLsn(segment) <= log.applied_lsn) continue;
             var opened = try walk.open(segment) orelse continue;
             defer if (opened.close) log.storage.close(opened.reader.file);
+            const before = walk.done_bytes;
+            defer walk.done_bytes = before + SegmentReader.groupsEnd(segment.size_bytes, segment.readable_bytes);
             while (try walk.nextGroup(&opened.reader, segment)) |group| {
+                walk.tellProgress(before + opened.reader.position);
                 walk.durable_lsn = @max(walk.durable_lsn, group.header.durable_lsn);
             }
             // Mostly zeros lie behind; they need not be read again.
@@ -492,7 +597,7 @@ const Walk = struct {
         const log = walk.log;
         const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), wal.group_bytes_max);
         defer log.allocator.free(memory);
-        if (reader_module.mutants.tail_only_synced) {
+        if (mutant.is(.tail_only_synced)) {
             const tail = try walk.findTail() orelse return;
             const opened = try walk.open(tail.segment) orelse return;
             defer if (opened.close) log.storage.close(opened.reader.file);
@@ -633,16 +738,18 @@ const Walk = struct {
     }
 
     /// The tail could not be moved. Where a write has failed, a segment that was put to use may void the tail where it
-    /// lies now, and where the page cache stands between, syncing proves nothing. With neither, there is just no room.
+    /// lies now. Where none has, there is just no room, and what the disk itself gives back needs only be synced: read
+    /// around the page cache, which may hold what the kernel has given up writing.
     fn syncTail(walk: *Walk, first_error: log_module.RecoverError, last_error: log_module.RecoverError) log_module.RecoverError!void {
         const log = walk.log;
         if (last_error == error.OutOfMemory or last_error == error.VisitorStopped) return last_error;
         const tail = try walk.findTail() orelse return last_error;
         const may_sync = log.added.load(.monotonic) == null and log.direct and isFull(first_error) and isFull(last_error);
-        if (!may_sync) {
-            log.explain("cannot write to {s}: {s}. The last records, {d} to {d}, must be written anew before anything else: free space for a segment of {d} bytes, or mend the disk, and start again", .{ log.path, @errorName(last_error), tail.first_lsn, tail.last_lsn, @max(log.options.segment_bytes, tail.bytes + 2 * wal.block_size) });
-            return last_error;
-        }
+        if (!may_sync) return walk.refuse(tail, last_error);
+        walk.around_cache = true;
+        defer walk.around_cache = false;
+        const on_disk = try walk.findTail() orelse return walk.refuse(tail, last_error);
+        if (on_disk.last_lsn != tail.last_lsn) return walk.refuse(tail, last_error);
         note(log, tail.segment.name(), "records {d} to {d} were synced where they lie: {s} for another segment", .{ tail.first_lsn, tail.last_lsn, @errorName(last_error) });
         const opened = try walk.open(tail.segment) orelse return;
         defer if (opened.close) log.storage.close(opened.reader.file);
@@ -650,6 +757,12 @@ const Walk = struct {
             log.explain("cannot sync {s}/{s}: {s}. Mend the disk, and start again", .{ log.path, tail.segment.name(), @errorName(sync_err) });
             return sync_err;
         };
+    }
+
+    fn refuse(walk: *Walk, tail: Tail, err: log_module.RecoverError) log_module.RecoverError {
+        const log = walk.log;
+        log.explain("cannot write to {s}: {s}. The last records, {d} to {d}, must be written anew before anything else: free space for a segment of {d} bytes, or mend the disk, and start again", .{ log.path, @errorName(err), tail.first_lsn, tail.last_lsn, @max(log.options.segment_bytes, tail.bytes + 2 * wal.block_size) });
+        return err;
     }
 
     fn isFull(err: log_module.RecoverError) bool {
@@ -688,7 +801,10 @@ const Walk = struct {
     /// false: cut here, nothing beyond counts.
     fn runSegment(walk: *Walk, pass: Pass, segment: *Segment, upper: u64, reader: *SegmentReader) log_module.RecoverError!bool {
         const log = walk.log;
+        const before = walk.done_bytes;
+        defer walk.done_bytes = before + SegmentReader.groupsEnd(segment.size_bytes, segment.readable_bytes);
         while (try walk.nextGroup(reader, segment)) |group| {
+            walk.tellProgress(before + reader.position);
             if (group.skipped.length > 0) try walk.suspect(segment, group.skipped);
             if (group.lastLsn() < walk.expected) continue;
             if (group.header.first_lsn > upper) return true;
@@ -701,7 +817,7 @@ const Walk = struct {
                     if (lsn < walk.expected) continue;
                     if (lsn > walk.expected and !try walk.gap(pass, lsn - 1)) return false;
                     assert(lsn == walk.expected);
-                    try walk.visitor.?.visit(walk.visitor.?.context, pass, good.header, good.payload);
+                    try walk.visitor.visit(walk.visitor.context, pass, good.header, good.payload);
                     walk.expected = lsn + 1;
                     walk.suspects.clearRetainingCapacity();
                     if (pass == .survey) {
@@ -718,6 +834,13 @@ const Walk = struct {
             try walk.suspect(segment, try walk.trim(reader, tail));
         }
         return true;
+    }
+
+    fn tellProgress(walk: *Walk, done_bytes: u64) void {
+        const passes = 3;
+        const total_bytes = passes * walk.pass_bytes;
+        // The tail that was written anew is read too, and was not counted.
+        if (walk.visitor.progress) |progress| progress(walk.visitor.context, @min(done_bytes, total_bytes), total_bytes);
     }
 
     fn suspect(walk: *Walk, segment: *Segment, range: Range) log_module.RecoverError!void {
@@ -755,14 +878,15 @@ const Walk = struct {
     fn gap(walk: *Walk, pass: Pass, last_lsn: u64) log_module.RecoverError!bool {
         const first_lsn = walk.expected;
         assert(first_lsn <= last_lsn);
+        if (mutant.is(.damage_taken_for_tail)) return false;
         const lost_to = @min(last_lsn, walk.durable_lsn);
         if (first_lsn <= lost_to) {
-            try walk.missing.append(walk.log.allocator, .{ .first = first_lsn, .last = lost_to });
+            try walk.missing.append(walk.log.allocator, .{ .first = first_lsn - @intFromBool(mutant.is(.receipt_too_wide)), .last = lost_to });
             walk.expected = lost_to + 1;
             if (pass == .survey) for (walk.suspects.items) |item| try walk.copyAside(item.segment, item.range);
         }
         walk.suspects.clearRetainingCapacity();
-        if (reader_module.mutants.holes_ignored) {
+        if (mutant.is(.hole_ignored)) {
             walk.expected = last_lsn + 1;
             return true;
         }

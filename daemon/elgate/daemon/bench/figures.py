@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from elgate.daemon.bench.producer import REPLAY_LOG_BYTES
 from elgate.daemon.child import ChildDaemon
 from elgate.daemon.places import filesystem_of, scratch_directory
 
@@ -31,6 +32,7 @@ START_DELAY_S = 0.03
 IDLE_S = 10.0
 RECORD_BYTES = 128
 BLOCK_BYTES = 4096
+RECORD_HEADER_BYTES = 96
 # On these machines a sync now and then takes a whole scheduler tick; such operations are counted, not dropped.
 STALL_NS = 3_000_000
 # The specification's figure, for a disk with power-loss protection.
@@ -107,14 +109,16 @@ class Producers:
         assert process.stdout is not None
         return process.stdout.readline().strip()
 
-    def run(self, loop: str, length_bytes: int, count: int = 1, seconds: float = SLICE_S) -> Slice:
-        """The loop in the first `count` processes at once, each on a file of its own."""
+    def run(
+        self, loop: str, length_bytes: int, count: int = 1, seconds: float = SLICE_S, path: Path | None = None
+    ) -> Slice:
+        """The loop in the first `count` processes at once, each on a file of its own (or, one alone, on `path`)."""
         start_ns = time.monotonic_ns() + int(START_DELAY_S * 1e9)
         chosen = self._processes[:count]
         for number, process in enumerate(chosen):
             order = {
                 "loop": loop,
-                "path": str(self._directory / f"{'raw' if loop == 'raw' else 'file'}-{number}"),
+                "path": str(path or self._directory / f"{'raw' if loop == 'raw' else 'file'}-{number}"),
                 "length_bytes": length_bytes,
                 "start_ns": start_ns,
                 "until_ns": start_ns + int(seconds * 1e9),
@@ -300,8 +304,58 @@ def wal(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
                 sum(s.stalls for s in raws) / max(sum(s.operations for s in raws), 1) * 100, raw_is,
             )
         )  # fmt: skip
+    rows.append(_replay_row(say, "replay", BLOCK_BYTES))
+    rows.append(_replay_row(say, f"replay_{RECORD_BYTES}B", RECORD_BYTES))
+    rows.append(_replay_applied_row(say))
     rows += paced(say)
     return facts, rows
+
+
+def _read_through(directory: Path) -> float:
+    """MB/s of reading all files of a directory from the page cache."""
+    buffer = memoryview(bytearray(1 << 20))
+    total, begin = 0, time.monotonic()
+    for path in sorted(directory.glob("*.wal")):
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total += count
+    return total / (time.monotonic() - begin) / 1e6
+
+
+def _replay_row(say: Callable[[str], None], metric: str, length_bytes: int) -> Row:
+    """A log in the page cache, as a start reads it: checked three times over, each record delivered twice."""
+    say(f"replay of a log with records of {length_bytes} B")
+    directory = scratch_directory("elgate-replay-")
+    try:
+        with Producers("native", 1, directory, dict(os.environ)) as native:
+            log = directory / "log"
+            slice_ = native.run("replay", length_bytes, 1, path=log)
+            # The first one brings it into the page cache.
+            value = REPLAY_LOG_BYTES / statistics.median(slice_.samples_ns[1:]) * 1e3
+            baseline = statistics.median(_read_through(log) for _ in range(3))
+            return Row(
+                metric, value, "MB/s of log", baseline, "read() of the same files from the page cache, once",
+                value / baseline, "at least 500", value >= 500,
+            )  # fmt: skip
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _replay_applied_row(say: Callable[[str], None]) -> Row:
+    """The start of a daemon that was killed: its log is replayed, and applied to the files."""
+    rates = []
+    with installed_daemon({"wal": {"checkpoint_interval": "10min"}}) as daemon:
+        for repetition in range(3):
+            say(f"replay into files: {repetition + 1} of 3")
+            with Producers("elgate", 1, daemon.route_dir, daemon.env()) as through:
+                through.run("flood", RECORD_BYTES, 1, 0.5)
+                daemon.kill()
+            daemon.start()
+            event = daemon.wait_for_event("log_replayed", count=repetition + 1)
+            log_bytes = event["bytes"] + event["records"] * RECORD_HEADER_BYTES
+            rates.append(log_bytes / max(event["milliseconds"], 1) / 1e3)
+    value = statistics.median(rates)
+    return Row("replay_applied_128B", value, "MB/s of log")
 
 
 def paced(say: Callable[[str], None]) -> list[Row]:

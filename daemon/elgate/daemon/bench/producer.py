@@ -41,6 +41,7 @@ _ffi.cdef(
     int64_t elgate_bench_page_cache_flood(int, size_t, uint64_t);
     int64_t elgate_bench_native(int, size_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_raw_prepare(int, uint64_t);
+    int64_t elgate_bench_replay(const char *, uint32_t, uint64_t, uint64_t *, uint64_t);
     int64_t elgate_bench_raw(int, size_t, uint64_t, uint64_t *, uint64_t, uint64_t);
     int elgate_start(const char *);
     int elgate_opened(int, const char *, int);
@@ -49,6 +50,8 @@ _ffi.cdef(
 )
 
 RAW_FILE_BYTES = 16 << 20
+REPLAY_LOG_BYTES = 256 << 20
+REPLAYS = 6
 
 
 class Producer:
@@ -89,6 +92,10 @@ class Producer:
 
     def run(self, order: dict[str, Any]) -> int:
         loop, length, until_ns = order["loop"], order["length_bytes"], order["until_ns"]
+        if loop == "replay":
+            path = os.fsencode(order["path"])
+            replayed = self._loops.elgate_bench_replay(path, length, REPLAY_LOG_BYTES, self._samples, REPLAYS)
+            return self._store(self._check(replayed), order["samples_path"])
         raw = loop == "raw"
         descriptor = self._raw_descriptor(order["path"]) if raw else self._descriptor(order["path"])
         wait_ns = order["start_ns"] - time.monotonic_ns()
@@ -105,9 +112,12 @@ class Producer:
         if raw:
             arguments.append(RAW_FILE_BYTES)
         count = self._check(function(*arguments, self._samples, SAMPLES_MAX, until_ns))
+        return self._store(count, order["samples_path"])
+
+    def _store(self, count: int, path: str) -> int:
         samples = array("Q")
         samples.frombytes(_ffi.buffer(self._samples, count * 8)[:])
-        with open(order["samples_path"], "wb") as file:
+        with open(path, "wb") as file:
             samples.tofile(file)
         return count
 

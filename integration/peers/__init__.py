@@ -1,0 +1,1 @@
+"""`make bench-peers`: Elgate beside SQLite, PostgreSQL, Redis and RocksDB on the same disk in the same run."""

@@ -1,0 +1,127 @@
+"""An ordinary program that a test drives line by line."""
+
+from __future__ import annotations
+
+import errno
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from elgate.daemon.child import ChildDaemon
+
+LIMIT_S = 20.0
+
+APPENDER = """
+import os, sys
+import elgate
+assert elgate.patch_all()
+descriptor = None
+for line in sys.stdin:
+    word, _, argument = line.rstrip("\\n").partition(" ")
+    try:
+        if word == "open":
+            descriptor = os.open(argument, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        elif word == "write":
+            os.write(descriptor, argument.encode() + b"\\n")
+        elif word == "append":
+            os.write(descriptor, argument.encode() + b"\\n")
+            os.fsync(descriptor)
+        elif word == "fill":
+            os.write(descriptor, argument.encode() * (1 << 19))
+            os.fsync(descriptor)
+        elif word == "sync":
+            os.fsync(descriptor)
+        elif word == "fence":
+            os.pwrite(descriptor, b"L" * (2 << 20), 0)
+        elif word == "close":
+            os.close(descriptor)
+        print("done", flush=True)
+    except OSError as error:
+        print(error.errno, flush=True)
+"""
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not so after {limit_s:g} s"
+        time.sleep(0.002)
+
+
+class Appender:
+    """Appends lines to one file. What is acknowledged is in `acknowledged`, in order."""
+
+    def __init__(self, daemon: ChildDaemon, path: Path) -> None:
+        self.path = path
+        self.acknowledged: list[bytes] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", APPENDER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**daemon.env(), "ELGATE_FALLBACK": "wait"},
+        )
+        self.answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        assert self.do(f"open {path}") == 0
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(line.strip())
+
+    def begin(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+
+    def answer(self, limit_s: float = LIMIT_S) -> int:
+        """0, or the errno."""
+        try:
+            said = self.answers.get(timeout=limit_s)
+        except queue.Empty:
+            raise AssertionError(f"{self.path.name}: no answer after {limit_s:g} s") from None
+        return 0 if said == "done" else int(said)
+
+    def do(self, command: str, limit_s: float = LIMIT_S) -> int:
+        self.begin(command)
+        return self.answer(limit_s)
+
+    def append(self, text: str, limit_s: float = LIMIT_S) -> int:
+        """One line, and an fsync: 0, or the errno of either."""
+        result = self.do(f"append {text}", limit_s)
+        if result == 0:
+            self.acknowledged.append(text.encode() + b"\n")
+        return result
+
+    def fill(self, letter: str) -> int:
+        """Half a MiB of one letter, and an fsync."""
+        result = self.do(f"fill {letter}")
+        if result == 0:
+            self.acknowledged.append(letter.encode() * (1 << 19))
+        return result
+
+    def append_when_possible(self, text: str, limit_s: float = LIMIT_S) -> None:
+        deadline = time.monotonic() + limit_s
+        while (result := self.append(text)) != 0:
+            assert time.monotonic() < deadline, f"{self.path.name}: {errno.errorcode[result]} after {limit_s:g} s still"
+            time.sleep(0.02)
+
+    def missing(self, found: bytes) -> list[bytes]:
+        """What was acknowledged and is not in the file, in order. (Something refused may be there too.)"""
+        missing, at = [], 0
+        for piece in self.acknowledged:
+            where = found.find(piece, at)
+            if where < 0:
+                missing.append(piece[:16])
+            else:
+                at = where + len(piece)
+        return missing
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
