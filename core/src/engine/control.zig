@@ -55,7 +55,9 @@ pub const Control = struct {
     sessions_by_id: std.AutoHashMapUnmanaged(u64, *Session) = .empty,
     next_session: u64 = 1,
     registry: std.AutoHashMapUnmanaged(InodeKey, *File) = .empty,
-    /// The first is the daemon's own user's; the others are made for those who may not share it.
+    /// The one in /dev/shm, of the daemon's own user; null where it was lost and could not be made again.
+    shared: ?*ServedRing,
+    /// All that are served; the others are made for those who may not share that one.
     rings: [served_ring.rings_max]?*ServedRing = @splat(null),
     routes_generation: u32 = 0,
     /// Sealed memfd with the table that clients get, and our own view of it.
@@ -69,9 +71,8 @@ pub const Control = struct {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot make an epoll descriptor: {s}", .{Failure.nameOf(errno)}),
         };
-        var self = Control{ .state = state, .listen_fd = listen_fd, .epoll_fd = epoll_fd };
-        assert(shared.index == 0);
-        self.rings[0] = shared;
+        var self = Control{ .state = state, .shared = shared, .listen_fd = listen_fd, .epoll_fd = epoll_fd };
+        self.rings[shared.index] = shared;
         self.watch(listen_fd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
         self.watch(state.control_eventfd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
         return self;
@@ -508,11 +509,43 @@ pub const Control = struct {
     fn leaveRing(self: *Control, its: *ServedRing) void {
         assert(its.sessions > 0);
         its.sessions -= 1;
-        if (its.sessions > 0 or its.index == 0) return;
+        if (its.sessions == 0 and its != self.shared) self.askToLeave(its);
+    }
+
+    fn askToLeave(self: *Control, its: *ServedRing) void {
         const request = self.state.allocator.create(Request) catch return; // served on, for the next of its user
         request.* = .{ .kind = .leave_ring, .session = 0, .ring = its };
         its.leaving = true;
         self.state.postToWorker(request);
+    }
+
+    /// Its sessions end; their clients, where they have not died of it themselves, get another ring.
+    fn ringLost(self: *Control, gone: *ServedRing) void {
+        const state = self.state;
+        state.counters.add(.rings_lost_total, 1);
+        state.events.post(.@"error", "ring_lost", .{ .ring = gone.index, .uid = gone.uid, .reason = "somebody has cut its file short; its clients get another one" });
+        gone.leaving = true;
+        if (gone == self.shared) {
+            self.shared = null;
+            var failure = Failure{};
+            self.shared = self.makeShared(&failure) catch blk: {
+                state.events.post(.@"error", "ring_not_made", .{ .errno = failure.errno, .reason = failure.message() });
+                break :blk null;
+            };
+        }
+        if (gone.sessions == 0) return self.askToLeave(gone);
+        var all = self.sessions_by_id.valueIterator();
+        while (all.next()) |session| {
+            if (session.*.ring == gone) self.close(session.*);
+        }
+    }
+
+    fn makeShared(self: *Control, failure: *Failure) error{Failed}!*ServedRing {
+        const index = try self.freeIndex(failure);
+        _ = linux.unlink(self.state.ring_path);
+        var memory = try RingMemory.open(self.state.ring_path, failure);
+        errdefer memory.close();
+        return self.serveRing(memory, index, failure);
     }
 
     fn attachThread(self: *Control, session: *Session, sequence: u32) void {
@@ -684,6 +717,10 @@ pub const Control = struct {
                 return state.allocator.destroy(request);
             },
             .serve_ring => return state.allocator.destroy(request),
+            .ring_lost => {
+                self.ringLost(request.ring.?);
+                return state.allocator.destroy(request);
+            },
             .leave_ring => {
                 const gone = request.ring.?;
                 state.events.post(.info, "ring_closed", .{ .ring = gone.index, .uid = gone.uid });
@@ -729,7 +766,7 @@ pub const Control = struct {
                 }
             },
             .forget_session => {},
-            .offer_file, .forget_file, .serve_ring, .leave_ring => unreachable,
+            .offer_file, .forget_file, .serve_ring, .leave_ring, .ring_lost => unreachable,
         }
         if (session.closed) self.retireIfDone(session) else if (session.busy) self.resumeReading(session);
     }

@@ -35,6 +35,7 @@ pub const Counter = enum(u32) {
     replayed_bytes_total,
     ring_slots_recovered_total,
     rings_adopted_total,
+    rings_lost_total,
     records_quarantined_total,
     events_dropped_total,
 };

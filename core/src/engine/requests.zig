@@ -42,6 +42,8 @@ pub const Request = struct {
         serve_ring,
         /// Stop serving a ring that no session has any more, once it is drained.
         leave_ring,
+        /// Worker to control: a client has cut a ring's file short.
+        ring_lost,
         /// Worker to control: a file without handles is wholly applied, synced and below the checkpoint.
         offer_file,
         /// The control thread's answer to an offer: let go of the file, unless something came since (EBUSY).

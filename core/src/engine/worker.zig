@@ -227,6 +227,9 @@ pub const Worker = struct {
 
     /// One batch. Returns whether there was anything to do.
     fn round(worker: *Worker) bool {
+        for (worker.served()) |each| {
+            if (each.memory.isLost() and !each.lost) worker.loseRing(each);
+        }
         var worked = worker.takeRequests();
         worker.batch_full = false;
         if (worker.deferring_files > 0) worker.takeDeferred();
@@ -235,7 +238,7 @@ pub const Worker = struct {
             steps.reached(.collected);
         }
         for (worker.served()) |each| {
-            if (!each.recovery_over and each.consumer.isBehindCommitted(each.recovery_head)) worker.endRecovery(each);
+            if (!each.recovery_over and (each.lost or each.consumer.isBehindCommitted(each.recovery_head))) worker.endRecovery(each);
         }
         if (worker.serveRequests()) worked = true;
         if (worker.active_count > 0) worker.publishCredits();
@@ -243,7 +246,9 @@ pub const Worker = struct {
         if (worker.reap()) worked = true;
         worker.publish();
         if (worked) steps.reached(.published);
-        for (worker.served()) |each| each.consumer.release();
+        for (worker.served()) |each| {
+            if (!each.lost) each.consumer.release();
+        }
         if (worked) steps.reached(.released);
         worker.publishCredits();
         worker.retireIdleRoutes();
@@ -272,6 +277,7 @@ pub const Worker = struct {
 
     fn collectFrom(worker: *Worker, from: *ServedRing) u32 {
         const items_max: u32 = if (worker.ring_count == 1) ring.slot_count else turn_items_max;
+        if (from.lost) return 0;
         var taken: u32 = 0;
         while (taken < items_max and worker.hasRoom()) : (taken += 1) {
             if (from.recovery_over) {
@@ -312,7 +318,7 @@ pub const Worker = struct {
 
     fn openGates(worker: *Worker) void {
         for (worker.served()) |each| {
-            if (each.consumer.scan < each.consumer.required_scan) return;
+            if (!each.lost and each.consumer.scan < each.consumer.required_scan) return;
         }
         worker.gated = false;
         for (worker.served()) |each| {
@@ -731,6 +737,13 @@ pub const Worker = struct {
             if (each.lines[route.index].touched or each.consumer.held_slots[route.index] != 0) return false;
         }
         return true;
+    }
+
+    fn loseRing(worker: *Worker, gone: *ServedRing) void {
+        const request = worker.state.allocator.create(Request) catch return; // in the next round
+        request.* = .{ .kind = .ring_lost, .session = 0, .ring = gone };
+        gone.lost = true;
+        worker.state.answer(request);
     }
 
     /// All that the daemon before us left in the ring is taken over.
@@ -1236,7 +1249,7 @@ pub const Worker = struct {
                 os.futexWake(&its.view.header().doorbell, 1);
                 return .answered;
             },
-            .offer_file => unreachable, // goes the other way
+            .offer_file, .ring_lost => unreachable, // go the other way
             .forget_file => {
                 const file = request.file.?;
                 // Somebody may have opened it again, or written to it since.
@@ -1367,6 +1380,7 @@ pub const Worker = struct {
         worker.last_tick_ns = now;
         const state = worker.state;
         for (worker.served()) |each| {
+            if (!each.lost and each.memory.isCutShort()) worker.loseRing(each);
             if (each.rows_to_free == 0) continue;
             for (&each.row_sessions, 0..) |*session, row| {
                 if (session.* != orphaned) continue;
@@ -1415,7 +1429,7 @@ pub const Worker = struct {
         if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
         for (worker.served()) |each| {
             // A record that a ring still holds must stay in the log, or the next daemon would take it again.
-            if (!each.recovery_over or each.consumer.tail != each.consumer.scan) return;
+            if (!each.recovery_over or (!each.lost and each.consumer.tail != each.consumer.scan)) return;
         }
         if (route.buffer != null or route.replayed.items.len > 0) return; // the log does not take anything now
         const lsn = @min(route.applied_lsn, worker.cursorLimit(route));
@@ -1518,7 +1532,7 @@ pub const Worker = struct {
 
     /// Nothing of this ring is under way, or to be done.
     fn isDrainedOf(worker: *const Worker, of: *ServedRing) bool {
-        if (of.consumer.tail != of.consumer.scan or of.consumer.somethingToDo()) return false;
+        if (!of.lost and (of.consumer.tail != of.consumer.scan or of.consumer.somethingToDo())) return false;
         for (0..worker.state.routeCount()) |index| {
             const route = worker.state.route(@intCast(index));
             if (route.buffer != null and of.lines[index].touched) return false;
@@ -1537,7 +1551,7 @@ pub const Worker = struct {
         // Publish, full fence, look again: a producer that commits after our look sees the doorbell set.
         worker.setDoorbells(1);
         var busy = false;
-        for (worker.served()) |each| busy = busy or (each.consumer.somethingToDo() and worker.buffers.free != null);
+        for (worker.served()) |each| busy = busy or (!each.lost and each.consumer.somethingToDo() and worker.buffers.free != null);
         const results = worker.long_lanes.anyResult() or switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.anyResult(),
             .io_uring => false, // waited for together with the doorbells
