@@ -45,6 +45,8 @@ pub const Ring = struct {
     fd: i32,
     /// Of what `fd` must be.
     inode: u64,
+    /// It lies where the next daemon opens it, and ends every lease in it, before it serves anybody.
+    is_named: bool,
 };
 
 /// A place in one of this process's rings. As the u64 that `elgate_append` gives out:
@@ -677,6 +679,7 @@ pub const Session = struct {
             .ordinal = @intCast(session.ring_count),
             .fd = if (system.failure(kept) == null) @intCast(kept) else -1,
             .inode = if (system.fileStatus(fd)) |status| status.inode else 0,
+            .is_named = if (system.fileStatus(fd)) |status| status.links > 0 else false,
         };
         return new;
     }
@@ -855,6 +858,15 @@ pub const Session = struct {
         _ = try session.exchange(control.FenceFile, &request, .fence_file, null, control.Done, .file_fenced, &.{}, refusal);
     }
 
+    /// What every process has written to the file behind `fd`, and whose write has returned, is in it.
+    pub fn drainFile(session: *Session, fd: i32, refusal: *Refusal) Error!void {
+        try session.lock.acquire();
+        defer session.lock.release();
+        if (session.state != .connected) return error.Lost;
+        var request = std.mem.zeroes(control.DrainFile);
+        _ = try session.exchange(control.DrainFile, &request, .drain_file, fd, control.Done, .file_drained, &.{}, refusal);
+    }
+
     /// The route that an absolute, symlink-free path is on.
     pub fn match(session: *Session, path: []const u8) ?Match {
         session.lock.acquire() catch return null;
@@ -971,7 +983,7 @@ pub const Session = struct {
     fn patienceNs(session: *const Session, kind: control.Kind) u64 {
         const short: u64 = answer_timeout_ms * std.time.ns_per_ms;
         return switch (kind) {
-            .register_file, .release_file, .fence_file => @max(short, session.reconnect_limit_ns),
+            .register_file, .release_file, .fence_file, .drain_file => @max(short, session.reconnect_limit_ns),
             else => short,
         };
     }

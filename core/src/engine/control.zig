@@ -371,6 +371,9 @@ pub const Control = struct {
             },
             .release_file => if (message.as(control.ReleaseFile)) |asked| return self.askForHandle(session, sequence, .release, asked.handle, asked.file_id, 0),
             .fence_file => if (message.as(control.FenceFile)) |asked| return self.askForHandle(session, sequence, .fence, asked.handle, asked.file_id, asked.reason),
+            .drain_file => if (message.as(control.DrainFile)) |_| {
+                if (message.descriptor_count == 1) return self.drainFile(session, sequence, message.descriptors[0]);
+            },
             .fetch_routes => if (message.as(control.FetchRoutes)) |_| {
                 return self.reply(session, .routes, sequence, control.Routes{ .header = undefined, .routes_bytes = self.table_memory.len }, &.{self.routes_fd});
             },
@@ -577,6 +580,21 @@ pub const Control = struct {
         self.refuse(session, sequence, refusal, errno);
     }
 
+    /// For a client that has the file open for reading only: it has no handle, and so no place in a ring.
+    fn drainFile(self: *Control, session: *Session, sequence: u32, client_fd: i32) void {
+        const stat = switch (os.statOf(client_fd)) {
+            .stat => |stat| stat,
+            .errno => |errno| return self.refuse(session, sequence, .not_a_regular_file, errno),
+        };
+        // Of a file that we do not know nothing is under way: its mark is another daemon's.
+        const file = self.registry.get(.{ .device = stat.device, .inode = stat.inode }) orelse
+            return self.reply(session, .file_drained, sequence, control.Done{ .header = undefined }, &.{});
+        self.ask(session, .{ .kind = .drain, .session = session.id, .sequence = sequence, .file = file }) catch
+            return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
+        file.drains += 1;
+        self.suspendReading(session);
+    }
+
     fn takeHandle(its: *ServedRing) ?u32 {
         // Round and round, so that a number comes back as late as it can.
         for (0..positions.handles_max) |_| {
@@ -673,12 +691,12 @@ pub const Control = struct {
         switch (request.kind) {
             .offer_file => {
                 // Opened again meanwhile: then the worker is told that nothing comes of it.
-                const wanted = request.file.?.handles != 0;
+                const wanted = request.file.?.handles != 0 or request.file.?.drains != 0;
                 request.* = .{ .kind = .forget_file, .session = 0, .file = request.file, .errno = if (wanted) @intFromEnum(linux.E.BUSY) else 0 };
                 return state.postToWorker(request);
             },
             .forget_file => {
-                if (request.errno == 0 and request.file.?.handles == 0) self.forgetFile(request.file.?);
+                if (request.errno == 0 and request.file.?.handles == 0 and request.file.?.drains == 0) self.forgetFile(request.file.?);
                 return state.allocator.destroy(request);
             },
             .serve_ring => return state.allocator.destroy(request),
@@ -724,6 +742,14 @@ pub const Control = struct {
                     if (request.errno != 0) {
                         self.refuse(session, request.sequence, .log_failed, request.errno);
                     } else self.reply(session, .file_fenced, request.sequence, control.Done{ .header = undefined }, &.{});
+                }
+            },
+            .drain => {
+                request.file.?.drains -= 1;
+                if (!session.closed) {
+                    if (request.errno != 0) {
+                        self.refuse(session, request.sequence, .log_failed, request.errno);
+                    } else self.reply(session, .file_drained, request.sequence, control.Done{ .header = undefined }, &.{});
                 }
             },
             .forget_session => {},

@@ -56,6 +56,8 @@ pub const File = struct {
 
     // Control thread.
     handles: u32 = 0,
+    /// Drains that the worker has not answered: it must know the file until then.
+    drains: u32 = 0,
     open_for_writing: bool = false,
 
     // Worker thread.
@@ -88,6 +90,13 @@ pub const File = struct {
     chain_buffer: ?*Buffer = null,
     chain_first: u32 = 0,
     chain_last: u32 = 0,
+
+    /// Its records up to `lsn` are in the file.
+    pub fn isAppliedTo(file: *const File, lsn: u64) bool {
+        if (file.chain_buffer) |buffer| if (buffer.records[file.chain_first].lsn <= lsn) return false;
+        const first = file.queue.first orelse return true;
+        return first.first_lsn > lsn;
+    }
 };
 
 /// Why a descriptor is not taken, in the terms of control.Refusal.

@@ -960,7 +960,7 @@ pub const Worker = struct {
                 .later => link = &request.next,
                 .answered => {
                     link.* = request.next;
-                    const released = if (request.kind == .release) request.file else null;
+                    const released = if (request.kind == .release or request.kind == .drain) request.file else null;
                     worker.state.answer(request);
                     // Behind the answer: the control thread knows by then that nobody has it open.
                     if (released) |file| worker.offerFile(file);
@@ -997,6 +997,9 @@ pub const Worker = struct {
                 const file = request.file.?;
                 const route = state.route(file.route);
                 if (file.native == .undecided) return .later;
+                // Who is alone with a file counts on it that nothing of anybody else's is on its way there, be it what an
+                // earlier daemon has accepted.
+                if (file.handle_list.items.len == 0 and !worker.isAtRest(file)) return .later;
                 if (!worker.knowFile(file) or !worker.openHandle(file, request)) {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
@@ -1033,6 +1036,30 @@ pub const Worker = struct {
                 const errno = os.check(linux.fdatasync(file.fd)).err();
                 if (errno != 0) return decideFence(file, request, errno);
                 return if (worker.logFence(file, route, null)) .after_commit else .later;
+            },
+            .drain => {
+                const file = request.file.?;
+                if (!request.begun) {
+                    request.begun = true;
+                    // It is offered when this is answered, and only what is known can be let go of.
+                    _ = worker.knowFile(file);
+                    request.barriers = @splat(0);
+                    for (worker.served()) |each| request.barriers[each.index] = lookUpToHead(each);
+                }
+                const lsn = request.lsn orelse lsn: {
+                    for (worker.served()) |each| {
+                        // Of a claim that was passed the write has not returned yet. A ring that came since holds nothing
+                        // that had returned when this was asked: it is looked at in any case.
+                        if (each.consumer.scan < request.barriers[each.index]) return .later;
+                    }
+                    request.lsn = file.last_lsn;
+                    break :lsn file.last_lsn;
+                };
+                if (file.failed_errno != 0 and !file.queue.isEmpty()) {
+                    request.errno = file.failed_errno;
+                    return .answered;
+                }
+                return if (file.isAppliedTo(lsn)) .answered else .later;
             },
             .forget_session => {
                 const its = request.ring.?;
@@ -1086,6 +1113,14 @@ pub const Worker = struct {
                 return .answered;
             },
         }
+    }
+
+    /// Nothing of the file is on its way that was accepted before this daemon's life, or by who has left.
+    fn isAtRest(worker: *const Worker, file: *const File) bool {
+        for (worker.served()) |each| {
+            if (each.consumer.scan < each.recovery_head) return false;
+        }
+        return file.failed_errno != 0 or file.isAppliedTo(file.last_lsn);
     }
 
     /// No process may send anything for the file from here on. Whoever has claimed a slot without seeing that

@@ -302,6 +302,7 @@ pub const FakeDaemon = struct {
     fence_reason: u32 = 0,
     registrations: u64 = 0,
     releases: u64 = 0,
+    drains: u64 = 0,
     attachments: u64 = 0,
 
     pub fn start(specs: []const RouteSpec) *FakeDaemon {
@@ -687,6 +688,16 @@ pub const FakeDaemon = struct {
                     if (handle.file_id == message.file_id) @atomicStore(positions.Native, &daemon.handleState(@intCast(index)).native, .native, .seq_cst);
                 }
                 reply(fd, control.Done, .file_fenced, header.sequence, .{ .header = undefined }, &.{});
+                return true;
+            },
+            .drain_file => {
+                if (passed < 0) @panic("drain_file without a descriptor");
+                _ = linux.close(passed);
+                daemon.awaitScan();
+                daemon.mutex.lock();
+                defer daemon.mutex.unlock();
+                daemon.drains += 1;
+                reply(fd, control.Done, .file_drained, header.sequence, .{ .header = undefined }, &.{});
                 return true;
             },
             .fetch_routes => {
