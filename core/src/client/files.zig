@@ -941,8 +941,21 @@ fn drainEverybody(use: *Use) i32 {
     const own = drainOwn(use);
     // Without the mark nobody has it open for writing through Elgate: it is set before the first handle is given out,
     // and taken off when nothing is on its way any more.
-    if (own != 0 or use.fd < 0 or !isMarked(use.fd)) return own;
+    if (own != 0 or use.fd < 0 or !mayBeMarked(use)) return own;
     return if (is_observer) askToDrain(use) else drainThrough(use);
+}
+
+/// By a look at the inode; or by two words of the positions memory, while no file has got the mark since the last one.
+fn mayBeMarked(use: *const Use) bool {
+    const mapped = session.mappedSequence();
+    const view = session.positionsView() orelse return isMarked(use.fd);
+    const generation = @atomicLoad(u32, &view.header().marks_generation, .seq_cst);
+    const now = @as(u64, mapped) << 32 | generation;
+    const holds = positions.isServed(view.header()) and session.isCurrent(mapped);
+    if (holds and @atomicLoad(u64, &use.file.unmarked, .monotonic) == now) return false;
+    if (isMarked(use.fd)) return true;
+    if (holds) @atomicStore(u64, &use.file.unmarked, now, .monotonic);
+    return false;
 }
 
 /// In the session whose positions are mapped, be it lost.
@@ -966,18 +979,22 @@ fn drainThrough(use: *Use) i32 {
 }
 
 /// Nobody else has the file open for writing: the daemon says so whose positions are mapped, and no other one has come
-/// since, which may have let others in. For a thread that has sent something this is one look into the ring.
+/// since, which may have let others in.
 fn isAlone(use: *const Use) bool {
     const mapped = session.mappedSequence();
     if (!isRegistered(use.file)) return false;
     const view = session.positionsView() orelse return false;
     if (@atomicLoad(u32, &view.handle(@atomicLoad(u32, &use.file.handle, .monotonic)).file_handles, .seq_cst) != 1) return false;
-    const thread = use.thread;
-    const still = if (thread.row != thread_module.no_row and thread.sequence == mapped and thread.ring.?.is_named)
-        @atomicLoad(u64, &thread.ring.?.view.producerRow(thread.row).session, .seq_cst) == thread.lease
-    else
-        session.isCurrent(mapped) and !session.daemonIsGone(mapped);
+    const still = positions.isServed(view.header()) or isUnserved(use.thread, mapped);
     return still and session.mappedSequence() == mapped;
+}
+
+/// The daemon is gone, and no other one is there: the next one would have taken back this thread's row.
+fn isUnserved(thread: *const Thread, mapped: u32) bool {
+    if (thread.row == thread_module.no_row or thread.sequence != mapped or !thread.ring.?.is_named) return false;
+    // In the moment in which it dies its socket may still be there: the same session, and nothing of another one.
+    if (session.reconnectAtOnce() and !session.isCurrent(mapped)) return false;
+    return @atomicLoad(u64, &thread.ring.?.view.producerRow(thread.row).session, .seq_cst) == thread.lease;
 }
 
 /// A descriptor that is only read has no handle, and so no place in the ring.

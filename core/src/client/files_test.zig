@@ -238,7 +238,24 @@ test "a look at a file costs a question only where somebody else may have someth
     defer fixture.deinit();
     const unmarked = try fixture.open("unmarked", .{ .ACCMODE = .RDONLY, .CREAT = true });
     try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+    try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
     try testing.expectEqual(0, fixture.daemon.count("drains"));
+    // A process that has known it unmarked sees that it has got the mark, also from a daemon that has come since.
+    for (0..2) |round| {
+        const marking = try fixture.create("unmarked", true);
+        try testing.expectEqual(1, harness.write(marking, "a"));
+        try testing.expectEqual(0, harness.close(marking));
+        try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+        try testing.expectEqual(round + 1, fixture.daemon.count("drains"));
+        _ = fake.check(linux.syscall2(.fremovexattr, @intCast(unmarked.fd), @intFromPtr("user.elgate")));
+        try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+        try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+        try testing.expectEqual(round + 1, fixture.daemon.count("drains"));
+        fixture.daemon.die();
+        fixture.daemon.forgetFiles();
+        fixture.daemon.serve();
+    }
+    fixture.daemon.drains = 0;
     try testing.expectEqual(0, harness.close(unmarked.fd));
 
     const writer = try fixture.create("file", true);

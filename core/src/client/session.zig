@@ -393,6 +393,14 @@ pub const Session = struct {
         return session.connectUntilLimit();
     }
 
+    /// One try, no waiting. True: there is a session, this one or another.
+    pub fn reconnectAtOnce(session: *Session) bool {
+        session.lock.acquire() catch return false;
+        defer session.lock.release();
+        session.reconnectOnce();
+        return session.state == .connected;
+    }
+
     /// One try, no waiting: for an open, which would rather know of a restarted daemon's routes.
     fn reconnectOnce(session: *Session) void {
         if (session.state == .connected and session.controlIsDead()) session.drop();

@@ -58,6 +58,7 @@ pub const Control = struct {
     /// The first is the daemon's own user's; the others are made for those who may not share it.
     rings: [served_ring.rings_max]?*ServedRing = @splat(null),
     routes_generation: u32 = 0,
+    marks_generation: u32 = 0,
     /// Sealed memfd with the table that clients get, and our own view of it.
     routes_fd: i32 = -1,
     table: routes.Table = undefined,
@@ -499,6 +500,7 @@ pub const Control = struct {
         errdefer state.allocator.destroy(request);
         const made = try ServedRing.create(state.allocator, memory, index, &state.counters, failure);
         made.publisher.header().routes_generation = self.routes_generation;
+        made.publisher.header().marks_generation = self.marks_generation;
         request.* = .{ .kind = .serve_ring, .session = 0, .ring = made };
         // Before anything of its clients, whose requests come behind this one.
         state.postToWorker(request);
@@ -638,6 +640,8 @@ pub const Control = struct {
             return error.NoAttribute;
         }
         steps.reached(.marked);
+        self.marks_generation +%= 1;
+        for (self.rings) |each| if (each) |served| @atomicStore(u32, &served.publisher.header().marks_generation, self.marks_generation, .seq_cst);
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
         file.* = .{ .file_id = file_id, .route = route.index, .identity = identity.*, .fd = fd, .open_for_writing = true };

@@ -53,6 +53,8 @@ pub const Line = struct {
     barriers_before_record: bool = false,
     /// No position is published beyond: a barrier that waits until other rings have been looked at.
     gate_position: u64 = no_gate,
+    /// The same, but until the batch is published: what other rings had, this batch may have taken behind the barrier.
+    gated_position: u64 = no_gate,
 
     pub const no_gate: u64 = std.math.maxInt(u64);
 };

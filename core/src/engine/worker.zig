@@ -175,12 +175,14 @@ pub const Worker = struct {
             .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell } },
             .io_uring => .{ .io_uring = &worker.uring },
         }, .allocator = worker.state.allocator, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .recovered = fileRecovered } };
+        for (worker.served()) |each| each.publisher.beginServing();
         result.* = 0;
         ready.set();
         // Files that replay found have a lane from the start: what the ring still holds may name them.
         var recovered = worker.recovered.files.valueIterator();
         while (recovered.next()) |file| _ = worker.knowFile(file.*);
         worker.loop();
+        for (worker.served()) |each| each.publisher.endServing();
         if (worker.applier.in_flight > 0) return; // stuck in a file system: it ends with the process
         switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.deinit(),
@@ -290,6 +292,7 @@ pub const Worker = struct {
         if (!others) return;
         const line = &from.lines[route.index];
         line.gate_position = @min(line.gate_position, position);
+        line.gated_position = line.gate_position;
         worker.gated = true;
     }
 
@@ -693,7 +696,7 @@ pub const Worker = struct {
                 for (worker.served()) |each| {
                     const line = &each.lines[route.index];
                     if (!line.barriers_before_record) continue;
-                    const position = @min(line.first_record_position, line.gate_position);
+                    const position = @min(line.first_record_position, line.gated_position);
                     publishPositions(each, route, position, position);
                 }
             }
@@ -865,6 +868,7 @@ pub const Worker = struct {
             for (worker.served()) |each| {
                 const line = &each.lines[route.index];
                 line.barriers_before_record = false;
+                line.gated_position = line.gate_position;
                 if (!committed or !line.touched) continue;
                 line.seen_position = @max(line.seen_position, @min(each.consumer.scan, line.gate_position));
                 line.touched = line.gate_position != Line.no_gate;
@@ -1078,6 +1082,7 @@ pub const Worker = struct {
             },
             .serve_ring => {
                 worker.serveRing(request.ring.?);
+                request.ring.?.publisher.beginServing();
                 return .answered;
             },
             .leave_ring => {
@@ -1090,6 +1095,7 @@ pub const Worker = struct {
                     break;
                 }
                 worker.first_ring = 0;
+                its.publisher.endServing();
                 // What io_uring waits for there ends now.
                 os.futexWake(&its.view.header().doorbell, 1);
                 return .answered;
