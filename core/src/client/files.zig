@@ -199,6 +199,7 @@ fn register(use: *Use) i32 {
     file.registration_lock.acquire() catch return system.negative(.DEADLK);
     defer file.registration_lock.release();
     const stopping_deadline_ns = system.monotonicNs() +| session.reconnect_limit_ns;
+    var backoff = session_module.Backoff{};
     var attempts: u32 = 0;
     while (attempts < restarts_max) {
         attempts += 1;
@@ -218,10 +219,10 @@ fn register(use: *Use) i32 {
             error.Lost => continue,
             error.Refused => {
                 if (refusal.reason != .stopping) return refused(file, refusal);
-                // It drains, and takes no new files; the next one will.
+                // It drains, and takes no new files; the next one will. It hangs up when it is done: this session may as
+                // well be kept until then.
                 if (system.monotonicNs() >= stopping_deadline_ns) return system.negative(.IO);
-                system.sleepNs(session_module.reconnect_pause_ns);
-                session.reconnect(sequence) catch |failed| return errnoOf(failed);
+                backoff.sleep(stopping_deadline_ns);
                 attempts -= 1;
                 continue;
             },
@@ -259,7 +260,7 @@ fn isSameFile(use: *const Use) bool {
 }
 
 fn refused(file: *File, refusal: session_module.Refusal) i32 {
-    const name = session_module.refusalName(refusal.reason);
+    const name = session_module.refusalName(refusal);
     if (@atomicLoad(bool, &file.was_registered, .monotonic)) {
         // There are records of ours in the log: writing beside it would put them out of order.
         const passing = refusal.reason == .limit_reached or refusal.reason == .log_failed;

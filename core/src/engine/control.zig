@@ -64,13 +64,14 @@ pub const Control = struct {
     table: routes.Table = undefined,
     table_memory: []align(8) u8 = &.{},
     stopped: bool = false,
+    spare_fd: i32,
 
     pub fn init(state: *State, shared: *ServedRing, listen_fd: i32, failure: *Failure) error{Failed}!Control {
         const epoll_fd = switch (os.descriptor(linux.epoll_create1(linux.EPOLL.CLOEXEC))) {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot make an epoll descriptor: {s}", .{Failure.nameOf(errno)}),
         };
-        var self = Control{ .state = state, .listen_fd = listen_fd, .epoll_fd = epoll_fd };
+        var self = Control{ .state = state, .listen_fd = listen_fd, .epoll_fd = epoll_fd, .spare_fd = spareDescriptor() };
         assert(shared.index == 0);
         self.rings[0] = shared;
         self.watch(listen_fd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
@@ -136,6 +137,7 @@ pub const Control = struct {
         for (self.rings) |each| if (each) |served| served.destroy(allocator);
         if (self.routes_fd >= 0) os.close(self.routes_fd);
         allocator.free(self.table_memory);
+        if (self.spare_fd >= 0) os.close(self.spare_fd);
         os.close(self.epoll_fd);
         os.close(self.listen_fd);
     }
@@ -151,10 +153,32 @@ pub const Control = struct {
         while (true) {
             const fd = switch (os.descriptor(linux.accept4(self.listen_fd, null, null, linux.SOCK.CLOEXEC | linux.SOCK.NONBLOCK))) {
                 .fd => |fd| fd,
-                .errno => return,
+                .errno => |errno| {
+                    if (!isLimit(errno) or !self.turnAway()) return;
+                    continue;
+                },
             };
             self.open(fd) catch os.close(fd);
         }
+    }
+
+    /// Without a free number a connection can be neither accepted nor refused, and would wake this thread without end:
+    /// the spare one serves to hang up. False: not even that.
+    fn turnAway(self: *Control) bool {
+        self.state.events.post(.warning, "descriptors_exhausted", .{ .hint = out_of_descriptors });
+        if (self.spare_fd < 0) return false;
+        os.close(self.spare_fd);
+        const accepted = os.descriptor(linux.accept4(self.listen_fd, null, null, linux.SOCK.CLOEXEC | linux.SOCK.NONBLOCK));
+        if (accepted == .fd) os.close(accepted.fd);
+        self.spare_fd = spareDescriptor();
+        return accepted == .fd;
+    }
+
+    fn spareDescriptor() i32 {
+        return switch (os.descriptor(linux.eventfd(0, linux.EFD.CLOEXEC))) {
+            .fd => |fd| fd,
+            .errno => -1,
+        };
     }
 
     fn open(self: *Control, fd: i32) !void {
@@ -240,7 +264,7 @@ pub const Control = struct {
         }
     };
 
-    const ReceiveError = error{ WouldBlock, Closed, Malformed };
+    const ReceiveError = error{ WouldBlock, Closed, Malformed, OutOfDescriptors };
 
     fn receive(fd: i32, message: *Message) ReceiveError!void {
         var iov = [1]std.posix.iovec{.{ .base = &message.bytes, .len = message.bytes.len }};
@@ -281,10 +305,13 @@ pub const Control = struct {
         }
         message.length = length;
         if (length == 0 and message.descriptor_count == 0) return error.Closed;
-        if (surplus or header.flags & (linux.MSG.TRUNC | linux.MSG.CTRUNC) != 0) return error.Malformed;
+        if (surplus or header.flags & linux.MSG.TRUNC != 0) return error.Malformed;
         if (length < @sizeOf(control.MessageHeader)) return error.Malformed;
         const head: *const control.MessageHeader = @ptrCast(&message.bytes);
         if (head.magic != control.magic or head.length_bytes != length) return error.Malformed;
+        if (header.flags & linux.MSG.CTRUNC == 0) return;
+        // There is room for more than any message carries: what did not arrive found no number free.
+        return if (message.descriptor_count <= control.descriptors_max and offset < ancillary.len / 2) error.OutOfDescriptors else error.Malformed;
     }
 
     const AncillaryHeader = extern struct { length: usize, level: i32, kind: i32 };
@@ -331,6 +358,13 @@ pub const Control = struct {
             receive(session.fd, &message) catch |err| switch (err) {
                 error.WouldBlock => return,
                 error.Closed => return self.finish(session),
+                error.OutOfDescriptors => {
+                    message.closeDescriptors();
+                    const head: *const control.MessageHeader = @ptrCast(&message.bytes);
+                    self.state.counters.add(.files_refused_total, 1);
+                    self.state.events.post(.warning, "descriptors_exhausted", .{ .session = session.id, .pid = session.credentials.pid, .hint = out_of_descriptors });
+                    return self.refuse(session, head.sequence, .limit_reached, @intFromEnum(linux.E.MFILE));
+                },
                 error.Malformed => {
                     message.closeDescriptors();
                     self.state.counters.add(.messages_bad_total, 1);
@@ -546,10 +580,13 @@ pub const Control = struct {
         const its = session.ring.?;
         var errno: i32 = 0;
         const refusal = refusal: {
-            if (@atomicLoad(bool, &state.stopping, .acquire)) break :refusal control.Refusal.stopping;
+            // Not for good: the next daemon takes it.
+            if (@atomicLoad(bool, &state.stopping, .acquire)) return self.refuse(session, sequence, .stopping, 0);
             const handle = takeHandle(its) orelse break :refusal .limit_reached;
             const file = self.fileFor(client_fd, &errno) catch |err| {
                 its.handle_used.unset(handle);
+                // Whatever it was that needed a descriptor or memory.
+                if (isLimit(errno)) break :refusal .limit_reached;
                 break :refusal switch (err) {
                     error.NotRegular => control.Refusal.not_a_regular_file,
                     error.SeveralLinks => .several_links,
@@ -557,7 +594,7 @@ pub const Control = struct {
                     error.NoPath, error.NotOnARoute => .not_on_a_route,
                     error.CannotReopen => .cannot_reopen,
                     error.NoAttribute => .no_attribute,
-                    error.LogFailed => .log_failed,
+                    error.TargetFailed => .target_failed,
                     error.OutOfMemory => .limit_reached,
                 };
             };
@@ -578,9 +615,33 @@ pub const Control = struct {
         state.counters.add(.files_refused_total, 1);
         var path: [4096]u8 = undefined;
         const text: []const u8 = if (os.pathOf(client_fd, &path)) |known| known else "?";
-        state.events.post(.warning, "file_stays_native", .{ .session = session.id, .path = text, .reason = @tagName(refusal), .errno = errno });
+        state.events.post(.warning, "file_stays_native", .{ .session = session.id, .path = text, .reason = @tagName(refusal), .errno = errno, .hint = hintFor(refusal, errno) });
         self.refuse(session, sequence, refusal, errno);
     }
+
+    fn isLimit(errno: i32) bool {
+        return switch (@as(linux.E, @enumFromInt(errno))) {
+            .MFILE, .NFILE, .NOMEM => true,
+            else => false,
+        };
+    }
+
+    fn hintFor(refusal: control.Refusal, errno: i32) []const u8 {
+        return switch (@as(linux.E, @enumFromInt(errno))) {
+            .MFILE => out_of_descriptors,
+            .NFILE => "the host is out of file descriptors: raise fs.file-max",
+            .NOMEM => "the daemon is out of memory",
+            else => switch (refusal) {
+                .several_links => "a file with several names cannot be told apart after a crash",
+                .no_attribute => "its file system, or what is set on it, takes no attribute user.elgate",
+                .cannot_reopen => "the daemon's user must be able to open it for writing by its path",
+                .limit_reached => "too many files are open through Elgate",
+                else => "",
+            },
+        };
+    }
+
+    const out_of_descriptors = "the daemon is out of file descriptors: raise its RLIMIT_NOFILE (ulimit -Hn, LimitNOFILE= of its service) and start it again";
 
     /// For a client that has the file open for reading only: it has no handle, and so no place in a ring.
     fn drainFile(self: *Control, session: *Session, sequence: u32, client_fd: i32) void {
@@ -609,7 +670,7 @@ pub const Control = struct {
         return null;
     }
 
-    const FileError = files.Unfit || error{ NotOnARoute, LogFailed, OutOfMemory };
+    const FileError = files.Unfit || error{ NoAttribute, TargetFailed, NotOnARoute, OutOfMemory };
 
     /// The File of the inode behind a client's descriptor, opened by our own rights; made if it is new.
     fn fileFor(self: *Control, client_fd: i32, errno: *i32) FileError!*File {
@@ -634,11 +695,7 @@ pub const Control = struct {
         const log_uuid = route.log.uuid;
         // An attribute of this very log on a file that is not known: its log window is over, take it anew.
         const file_id = newFileId();
-        const marked = files.mark(fd, identity.pathText(), log_uuid, file_id);
-        if (marked != 0) {
-            errno.* = marked;
-            return error.NoAttribute;
-        }
+        try files.mark(fd, identity.pathText(), log_uuid, file_id, errno);
         steps.reached(.marked);
         self.marks_generation +%= 1;
         for (self.rings) |each| if (each) |served| @atomicStore(u32, &served.publisher.header().marks_generation, self.marks_generation, .seq_cst);

@@ -159,6 +159,8 @@ pub const Refusal = enum(u32) {
     log_failed = 12,
     wrong_user = 13,
     stopping = 14,
+    /// The file system refused what must be done before a file is taken (marking and syncing it): errno says why.
+    target_failed = 15,
     _,
 };
 
