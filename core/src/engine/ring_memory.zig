@@ -201,14 +201,19 @@ const PTHREAD_PROCESS_SHARED = 1;
 
 /// Makes a row's mutex new. Only where no living thread holds it.
 pub fn initMutex(row: *ring.ProducerRow) void {
-    comptime assert(@sizeOf(std.c.pthread_mutex_t) <= @sizeOf(@FieldType(ring.ProducerRow, "mutex")));
+    initRobustMutex(&row.mutex);
+    row.open_claim = 0;
+    row.thread_id = 0;
+}
+
+/// In memory that processes share: the kernel marks it when the thread that holds it is gone.
+pub fn initRobustMutex(mutex: *align(8) [64]u8) void {
+    comptime assert(@sizeOf(std.c.pthread_mutex_t) <= 64);
     var attribute: pthread_mutexattr_t = undefined;
     assert(pthread_mutexattr_init(&attribute) == 0);
     assert(pthread_mutexattr_setrobust(&attribute, PTHREAD_MUTEX_ROBUST) == 0);
     assert(pthread_mutexattr_setpshared(&attribute, PTHREAD_PROCESS_SHARED) == 0);
-    assert(pthread_mutex_init(@ptrCast(&row.mutex), &attribute) == 0);
-    row.open_claim = 0;
-    row.thread_id = 0;
+    assert(pthread_mutex_init(@ptrCast(mutex), &attribute) == 0);
 }
 
 pub const Owner = enum { living, gone };

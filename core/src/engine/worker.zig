@@ -185,11 +185,13 @@ pub const Worker = struct {
             .io_uring => .{ .io_uring = &worker.uring },
         }, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .synced = queueSynced } };
         worker.long_lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = rewrite.perform };
+        for (worker.served()) |each| each.publisher.beginServing();
         result.* = 0;
         ready.set();
         // Files that replay found have a lane from the start: what the ring still holds may name them.
         for (0..worker.state.routeCount()) |index| worker.knowReplayed(worker.state.route(@intCast(index)));
         worker.loop();
+        for (worker.served()) |each| each.publisher.endServing();
         if (worker.isStuck()) return; // it ends with the process
         worker.long_lanes.deinit();
         switch (worker.applier.engine) {
@@ -1146,7 +1148,7 @@ pub const Worker = struct {
                 .later => link = &request.next,
                 .answered => {
                     link.* = request.next;
-                    const released = if (request.kind == .release) request.file else null;
+                    const released = if (request.kind == .release or request.kind == .drain) request.file else null;
                     worker.state.answer(request);
                     // Behind the answer: the control thread knows by then that nobody has it open.
                     if (released) |file| worker.offerFile(file);
@@ -1183,6 +1185,9 @@ pub const Worker = struct {
                 const file = request.file.?;
                 const route = state.route(file.route);
                 if (file.native == .undecided) return .later;
+                // Who is alone with a file counts on it that nothing of anybody else's is on its way there, be it what an
+                // earlier daemon has accepted.
+                if (file.handle_list.items.len == 0 and !worker.isAtRest(file)) return .later;
                 if (!worker.knowFile(file) or !worker.openHandle(file, request)) {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
@@ -1216,6 +1221,30 @@ pub const Worker = struct {
                 if (file.deferred.items.len > 0 or !worker.isSynced(file) or !worker.hasRoom()) return .later;
                 return if (worker.logFence(file, route, null)) .after_commit else .later;
             },
+            .drain => {
+                const file = request.file.?;
+                if (!request.begun) {
+                    request.begun = true;
+                    // It is offered when this is answered, and only what is known can be let go of.
+                    _ = worker.knowFile(file);
+                    request.barriers = @splat(0);
+                    for (worker.served()) |each| request.barriers[each.index] = lookUpToHead(each);
+                }
+                const lsn = request.lsn orelse lsn: {
+                    for (worker.served()) |each| {
+                        // Of a claim that was passed the write has not returned yet. A ring that came since holds nothing
+                        // that had returned when this was asked: it is looked at in any case.
+                        if (each.consumer.scan < request.barriers[each.index]) return .later;
+                    }
+                    request.lsn = file.last_lsn;
+                    break :lsn file.last_lsn;
+                };
+                if (file.failed_errno != 0 and !file.queue.isEmpty()) {
+                    request.errno = file.failed_errno;
+                    return .answered;
+                }
+                return if (file.isAppliedTo(lsn)) .answered else .later;
+            },
             .forget_session => {
                 const its = request.ring.?;
                 if (!its.isBehindOf(request.barrier, request.session)) return .later;
@@ -1233,6 +1262,7 @@ pub const Worker = struct {
             },
             .serve_ring => {
                 worker.serveRing(request.ring.?);
+                request.ring.?.publisher.beginServing();
                 return .answered;
             },
             .leave_ring => {
@@ -1245,6 +1275,7 @@ pub const Worker = struct {
                     break;
                 }
                 worker.first_ring = 0;
+                its.publisher.endServing();
                 // What io_uring waits for there ends now.
                 os.futexWake(&its.view.header().doorbell, 1);
                 return .answered;
@@ -1269,6 +1300,14 @@ pub const Worker = struct {
                 return .answered;
             },
         }
+    }
+
+    /// Nothing of the file is on its way that was accepted before this daemon's life, or by who has left.
+    fn isAtRest(worker: *const Worker, file: *const File) bool {
+        for (worker.served()) |each| {
+            if (each.consumer.scan < each.recovery_head) return false;
+        }
+        return file.failed_errno != 0 or file.isAppliedTo(file.last_lsn);
     }
 
     /// No process may send anything for the file from here on. Whoever has claimed a slot without seeing that
