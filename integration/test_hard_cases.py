@@ -661,3 +661,93 @@ def test_a_route_that_a_reload_adds_works(elgate_daemon_stopped: ChildDaemon, co
     assert said(application) == "done"
     assert daemon.process is not None and daemon.process.poll() is None, daemon.log_text()[-3000:]
     application.kill()
+
+
+@pytest.mark.parametrize("free", range(4))
+def test_a_daemon_without_descriptors_says_so(elgate_daemon: ChildDaemon, free: int) -> None:
+    """Whatever it was doing when it found none: a file is refused with the limit as the reason."""
+    daemon = elgate_daemon
+    child = program(
+        daemon,
+        """
+print("ready", flush=True)
+for number in range(2):
+    sys.stdin.readline()
+    fd = os.open(f"{sys.argv[1]}/file-{number}", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"x")
+    print(elgate.status()["native_fallbacks"], flush=True)
+""",
+        str(daemon.route_dir),
+    )
+    assert said(child) == "ready"
+    used = {int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd")}
+    limit = max(n for n in range(len(used) + free + 2) if n - len([fd for fd in used if fd < n]) == free)
+    soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (limit, hard))
+    say(child, "go on")
+    assert said(child) == ("1" if free < 3 else "0")
+    # A connection that cannot be accepted is hung up on, and keeps nothing busy.
+    if free == 0:
+        late = RawClient(daemon.socket)
+        assert late.receive() == ("", b"")
+        refused_at = daemon.wait_for_event("descriptors_exhausted", count=2)
+        assert "RLIMIT_NOFILE" in refused_at["hint"]
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    say(child, "go on")
+    assert said(child) == ("1" if free < 3 else "0")
+    child.communicate(timeout=LIMIT_S)
+    if 0 < free < 3:
+        (event,) = daemon.events("file_stays_native")
+        assert (event["reason"], event["errno"]) == ("limit_reached", 24)
+        assert "RLIMIT_NOFILE" in event["hint"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an immutable file needs root")
+def test_a_file_that_cannot_be_marked_is_refused_for_what_it_is(elgate_daemon: ChildDaemon) -> None:
+    path = elgate_daemon.route_dir / "file"
+    path.write_bytes(b"")
+    client = RawClient(elgate_daemon.socket)
+    client.hello()
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        subprocess.run(["chattr", "+i", path], check=True)
+        client.send(client.message("RegisterFile", "register_file"), descriptor)
+        assert client.refusal() == "cannot_reopen"
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+        os.close(descriptor)
+
+
+def test_a_daemon_that_drains_is_not_asked_again_and_again(elgate_daemon: ChildDaemon) -> None:
+    """It drains for as long as an open claim holds it up; a client that waits for the next daemon keeps its session."""
+    daemon = elgate_daemon
+    holder = raw_client(daemon, "held")
+    holder.put(b"x", commit=False)
+    holder.put(b"y")
+    child = program(
+        daemon,
+        """
+print("ready", flush=True)
+sys.stdin.readline()
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+os.write(fd, b"x")
+os.fsync(fd)
+print("written", elgate.status()["native_fallbacks"], flush=True)
+""",
+        str(daemon.route_dir / "file"),
+    )
+    assert said(child) == "ready"
+    daemon.process.terminate()
+    daemon.wait_for_event("stopping")
+    opened = len(daemon.events("session_opened"))
+    asked = time.monotonic()
+    say(child, "go on")
+    # That nothing happens takes a while to be seen: it was fifty times a second.
+    while time.monotonic() < asked + 0.7:
+        assert daemon.process.poll() is None
+        assert len(daemon.events("session_opened")) == opened
+    assert daemon.events("file_stays_native") == []
+    daemon.kill()
+    daemon.start()
+    assert said(child) == "written 0"
+    child.communicate(timeout=LIMIT_S)

@@ -311,3 +311,36 @@ hear()
     assert path.read_text() == numbers(400)
     assert daemon.stop() == 0
     assert daemon.events("stopped")[-1]["counters"]["rings_adopted_total"] == 1
+
+
+@pytest.mark.parametrize("length", [0, 4096, 200_000])
+def test_a_client_that_cuts_the_ring_short_does_not_take_the_daemon_down(
+    elgate_daemon: ChildDaemon, length: int
+) -> None:
+    daemon = elgate_daemon
+    text = """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+os.write(fd, b"before\\n")
+os.fsync(fd)
+say("synced")
+hear()
+"""
+    before = Program(daemon, text, daemon.route_dir / "before")
+    assert before.heard() == "synced"
+    os.truncate(daemon.ring_path, length)
+    # The worker looks at its ring ten times a second.
+    daemon.wait_for_event("ring_lost")
+    after = Program(daemon, text, daemon.route_dir / "after")
+    assert after.heard() == "synced"
+    after.ends()
+    before.process.kill()
+    before.process.wait()
+    for name in ("before", "after"):
+        assert (daemon.route_dir / name).read_text() == "before\n"
+    assert daemon.ring_path.stat().st_size > length
+    assert daemon.stop() == 0
+    daemon.start()
+    again = Program(daemon, text, daemon.route_dir / "after")
+    assert again.heard() == "synced"
+    again.ends()
+    assert (daemon.route_dir / "after").read_text() == "before\nbefore\n"

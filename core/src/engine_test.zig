@@ -1,4 +1,5 @@
 test {
+    _ = @import("engine/bus_guard.zig");
     _ = @import("engine/uring.zig");
     _ = @import("engine/events.zig");
     _ = @import("engine/consumer.zig");

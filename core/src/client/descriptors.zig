@@ -107,6 +107,8 @@ pub const File = struct {
     /// Value of HandleState.error_sequence, and of Inode.losses, that this file has reported.
     errors_seen: u32,
     losses_seen: u32,
+    /// The session (high half) and the marks_generation in which the inode had no mark; 0: never seen so.
+    unmarked: u64,
     next_free: ?*File,
 
     pub fn currentMode(file: *File) Mode {
@@ -217,6 +219,7 @@ pub fn add(fd: i32, status: system.FileStatus, mode: Mode, name: *const RouteNam
     file.route = 0;
     file.flags = flags;
     file.was_registered = false;
+    @atomicStore(u64, &file.unmarked, 0, .monotonic);
     file.route_name = name.*;
     file.errors_seen = 0;
     file.losses_seen = @atomicLoad(u32, &inode.losses, .acquire);

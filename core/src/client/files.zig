@@ -199,6 +199,7 @@ fn register(use: *Use) i32 {
     file.registration_lock.acquire() catch return system.negative(.DEADLK);
     defer file.registration_lock.release();
     const stopping_deadline_ns = system.monotonicNs() +| session.reconnect_limit_ns;
+    var backoff = session_module.Backoff{};
     var attempts: u32 = 0;
     while (attempts < restarts_max) {
         attempts += 1;
@@ -218,10 +219,10 @@ fn register(use: *Use) i32 {
             error.Lost => continue,
             error.Refused => {
                 if (refusal.reason != .stopping) return refused(file, refusal);
-                // It drains, and takes no new files; the next one will.
+                // It drains, and takes no new files; the next one will. It hangs up when it is done: this session may as
+                // well be kept until then.
                 if (system.monotonicNs() >= stopping_deadline_ns) return system.negative(.IO);
-                system.sleepNs(session_module.reconnect_pause_ns);
-                session.reconnect(sequence) catch |failed| return errnoOf(failed);
+                backoff.sleep(stopping_deadline_ns);
                 attempts -= 1;
                 continue;
             },
@@ -259,7 +260,7 @@ fn isSameFile(use: *const Use) bool {
 }
 
 fn refused(file: *File, refusal: session_module.Refusal) i32 {
-    const name = session_module.refusalName(refusal.reason);
+    const name = session_module.refusalName(refusal);
     if (@atomicLoad(bool, &file.was_registered, .monotonic)) {
         // There are records of ours in the log: writing beside it would put them out of order.
         const passing = refusal.reason == .limit_reached or refusal.reason == .log_failed;
@@ -845,8 +846,7 @@ fn makeDurable(use: *Use, written: Ticket) i32 {
     const registered = standingOf(use, &standing);
     if (registered != 0) return registered;
     if (written != Ticket.none and written.ordinal == standing.ring.ordinal and !mustAsk(standing.flags, standing.route)) {
-        const view = session.positionsView().?;
-        if (@atomicLoad(u32, &view.handle(standing.handle).file_handles, .seq_cst) == 1 and session.isCurrent(standing.sequence)) {
+        if (isAlone(use) and session.isCurrent(standing.sequence)) {
             const result = awaitPosition(use, written, both, system.monotonicNs() + wait.slice_ns);
             if (result != system.negative(.TIMEDOUT)) return result;
             // Slow, or a route that waits to be asked since just now: ask.
@@ -920,14 +920,111 @@ fn perform(use: *Use, request: *const Request) i32 {
 /// A deferred error is shown, not consumed: who only reads may ignore it, and the next write, fsync or close
 /// still reports it.
 pub fn drain(fd: i32) i32 {
+    return drainWith(fd, drainEverybody);
+}
+
+fn drainOwn(use: *Use) i32 {
+    return drainInode(use, .{ .applied = true });
+}
+
+fn drainWith(fd: i32, comptime function: fn (*Use) i32) i32 {
     var use: Use = undefined;
     const begun = use.begin(fd);
     if (begun == native) return 0;
     if (begun != 0) return begun;
     defer use.end();
     if (use.isNative()) return 0;
-    const result = drainUse(&use);
-    return if (result != 0) shown(result) else deferredError(use.file, .peek);
+    const result = function(&use);
+    if (result != 0) return shown(result);
+    followAppends(&use);
+    return deferredError(use.file, .peek);
+}
+
+/// For a look at the file: what any process has written to it, and whose write has returned, is in it.
+fn drainEverybody(use: *Use) i32 {
+    const is_observer = use.file.currentMode().observer;
+    if (!is_observer and isRegistered(use.file)) return drainThrough(use);
+    if (@atomicLoad(u32, &use.file.inode.references, .monotonic) > 1) {
+        var writers = Writers{ .use = use };
+        while (writers.next()) |writer| {
+            defer descriptors.unpin(writer.file);
+            var other = writer;
+            if (isRegistered(writer.file)) return drainThrough(&other);
+        }
+    }
+    const own = drainOwn(use);
+    // Without the mark nobody has it open for writing through Elgate: it is set before the first handle is given out,
+    // and taken off when nothing is on its way any more.
+    if (own != 0 or use.fd < 0 or !mayBeMarked(use)) return own;
+    return if (is_observer) askToDrain(use) else drainThrough(use);
+}
+
+/// By a look at the inode; or by two words of the positions memory, while no file has got the mark since the last one.
+fn mayBeMarked(use: *const Use) bool {
+    const mapped = session.mappedSequence();
+    const view = session.positionsView() orelse return isMarked(use.fd);
+    const generation = @atomicLoad(u32, &view.header().marks_generation, .seq_cst);
+    const now = @as(u64, mapped) << 32 | generation;
+    const holds = positions.isServed(view.header()) and session.isCurrent(mapped);
+    if (holds and @atomicLoad(u64, &use.file.unmarked, .monotonic) == now) return false;
+    if (isMarked(use.fd)) return true;
+    if (holds) @atomicStore(u64, &use.file.unmarked, now, .monotonic);
+    return false;
+}
+
+/// In the session whose positions are mapped, be it lost.
+fn isRegistered(file: *File) bool {
+    const mapped = session.mappedSequence();
+    return mapped != 0 and @atomicLoad(u32, &file.registered, .acquire) == mapped;
+}
+
+/// By our own position where nobody else has the file open for writing; else by a barrier, which the daemon answers
+/// when it has looked at every ring that holds the file.
+fn drainThrough(use: *Use) i32 {
+    if (isAlone(use)) return drainOwn(use);
+    var standing: Standing = undefined;
+    const registered = standingOf(use, &standing);
+    if (registered != 0) return if (registered == native) 0 else registered;
+    if (isAlone(use)) return drainOwn(use);
+    var barrier: Ticket = undefined;
+    const sent = submit(use, &.{ .operation = .barrier }, &barrier);
+    if (sent != 0) return if (sent == native) 0 else sent;
+    return awaitPosition(use, barrier, .{ .applied = true }, wait.no_deadline);
+}
+
+/// Nobody else has the file open for writing: the daemon says so whose positions are mapped, and no other one has come
+/// since, which may have let others in.
+fn isAlone(use: *const Use) bool {
+    const mapped = session.mappedSequence();
+    if (!isRegistered(use.file)) return false;
+    const view = session.positionsView() orelse return false;
+    if (@atomicLoad(u32, &view.handle(@atomicLoad(u32, &use.file.handle, .monotonic)).file_handles, .seq_cst) != 1) return false;
+    const still = positions.isServed(view.header()) or isUnserved(use.thread, mapped);
+    return still and session.mappedSequence() == mapped;
+}
+
+/// The daemon is gone, and no other one is there: the next one would have taken back this thread's row.
+fn isUnserved(thread: *const Thread, mapped: u32) bool {
+    if (thread.row == thread_module.no_row or thread.sequence != mapped or !thread.ring.?.is_named) return false;
+    // In the moment in which it dies its socket may still be there: the same session, and nothing of another one.
+    if (session.reconnectAtOnce() and !session.isCurrent(mapped)) return false;
+    return @atomicLoad(u64, &thread.ring.?.view.producerRow(thread.row).session, .seq_cst) == thread.lease;
+}
+
+/// A descriptor that is only read has no handle, and so no place in the ring.
+fn askToDrain(use: *Use) i32 {
+    const deadline_ns = system.monotonicNs() +| session.reconnect_limit_ns;
+    for (0..restarts_max) |_| {
+        session.ensureConnected() catch |err| return errnoOf(err);
+        var refusal: session_module.Refusal = undefined;
+        session.drainFile(use.fd, &refusal) catch |err| switch (err) {
+            error.Lost => if (system.monotonicNs() >= deadline_ns) return system.negative(.IO) else continue,
+            error.Refused => return negativeErrno(refusal.errno),
+            error.HeldByThisThread => return system.negative(.DEADLK),
+        };
+        return 0;
+    }
+    return system.negative(.IO);
 }
 
 /// What this process has written, to whichever file; the first error. `timeout_ms` < 0: as long as any wait.
@@ -940,7 +1037,7 @@ pub fn drainAll(timeout_ms: i64) i32 {
     }
     var first: i32 = 0;
     for (0..descriptors.used()) |fd| {
-        const result = drain(@intCast(fd));
+        const result = drainWith(@intCast(fd), drainOwn);
         if (first == 0) first = result;
         if (result == system.negative(.TIMEDOUT)) break;
     }

@@ -253,6 +253,63 @@ test "going native waits for operations that are under way, and they for it" {
     try testing.expectEqual(0, harness.close(fd));
 }
 
+test "a look at a file costs a question only where somebody else may have something pending" {
+    const fixture = try Fixture.init(&everything);
+    defer fixture.deinit();
+    const unmarked = try fixture.open("unmarked", .{ .ACCMODE = .RDONLY, .CREAT = true });
+    try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+    try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+    try testing.expectEqual(0, fixture.daemon.count("drains"));
+    // A process that has known it unmarked sees that it has got the mark, also from a daemon that has come since.
+    for (0..2) |round| {
+        const marking = try fixture.create("unmarked", true);
+        try testing.expectEqual(1, harness.write(marking, "a"));
+        try testing.expectEqual(0, harness.close(marking));
+        try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+        try testing.expectEqual(round + 1, fixture.daemon.count("drains"));
+        _ = fake.check(linux.syscall2(.fremovexattr, @intCast(unmarked.fd), @intFromPtr("user.elgate")));
+        try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+        try testing.expectEqual(0, library.elgate_drain(unmarked.fd));
+        try testing.expectEqual(round + 1, fixture.daemon.count("drains"));
+        fixture.daemon.die();
+        fixture.daemon.forgetFiles();
+        fixture.daemon.serve();
+    }
+    fixture.daemon.drains = 0;
+    try testing.expectEqual(0, harness.close(unmarked.fd));
+
+    const writer = try fixture.create("file", true);
+    const reader = try fixture.open("file", .{});
+    try testing.expectEqual(1, harness.write(writer, "a"));
+    // The fake daemon says that others have it open too: a barrier.
+    try testing.expectEqual(0, library.elgate_drain(writer));
+    try testing.expectEqual(1, fixture.daemon.count("barriers"));
+    try testing.expectEqual(0, library.elgate_drain(reader.fd));
+    try testing.expectEqual(2, fixture.daemon.count("barriers"));
+    @atomicStore(u32, &fixture.daemon.handleState(fixture.daemon.lastHandle()).file_handles, 1, .seq_cst);
+    try testing.expectEqual(0, library.elgate_drain(writer));
+    try testing.expectEqual(0, library.elgate_drain(reader.fd));
+    try testing.expectEqual(2, fixture.daemon.count("barriers"));
+    try testing.expectEqual(0, fixture.daemon.count("drains"));
+
+    // Alone with it as far as the daemon knew that is gone now: the next one is asked.
+    fixture.daemon.die();
+    fixture.daemon.serve();
+    try testing.expectEqual(0, library.elgate_drain(writer));
+    try testing.expectEqual(3, fixture.daemon.count("barriers"));
+
+    // No writer in this process, and the mark is still there.
+    try testing.expectEqual(0, harness.close(writer));
+    try testing.expectEqual(0, library.elgate_drain(reader.fd));
+    try testing.expectEqual(1, fixture.daemon.count("drains"));
+    // One that has written nothing yet is registered for it.
+    const second = try fixture.open("file", .{ .ACCMODE = .RDWR });
+    try testing.expectEqual(0, library.elgate_drain(second.fd));
+    try testing.expectEqual(4, fixture.daemon.count("barriers"));
+    try testing.expectEqual(0, harness.close(second.fd));
+    try testing.expectEqual(0, harness.close(reader.fd));
+}
+
 test "what another process fenced is left natively here too" {
     const fixture = try Fixture.init(&everything);
     defer fixture.deinit();

@@ -30,7 +30,19 @@ const E = system.E;
 
 pub const rings_max = 126;
 const answer_timeout_ms = 5000;
-pub const reconnect_pause_ns = 20 * std.time.ns_per_ms;
+/// Pauses between tries: doubling, from the first one.
+pub const Backoff = struct {
+    pause_ns: u64 = 20 * std.time.ns_per_ms,
+    const pause_ns_max = 500 * std.time.ns_per_ms;
+
+    /// Not beyond `deadline_ns`.
+    pub fn sleep(backoff: *Backoff, deadline_ns: u64) void {
+        const now_ns = system.monotonicNs();
+        system.sleepNs(@min(backoff.pause_ns, deadline_ns -| now_ns));
+        backoff.pause_ns = @min(2 * backoff.pause_ns, pause_ns_max);
+    }
+};
+
 const reconnect_default_ms = 30_000;
 /// Where the client's own descriptors go: programs count on getting the low numbers.
 const descriptor_floor = 512;
@@ -45,6 +57,8 @@ pub const Ring = struct {
     fd: i32,
     /// Of what `fd` must be.
     inode: u64,
+    /// It lies where the next daemon opens it, and ends every lease in it, before it serves anybody.
+    is_named: bool,
 };
 
 /// A place in one of this process's rings. As the u64 that `elgate_append` gives out:
@@ -391,6 +405,14 @@ pub const Session = struct {
         return session.connectUntilLimit();
     }
 
+    /// One try, no waiting. True: there is a session, this one or another.
+    pub fn reconnectAtOnce(session: *Session) bool {
+        session.lock.acquire() catch return false;
+        defer session.lock.release();
+        session.reconnectOnce();
+        return session.state == .connected;
+    }
+
     /// One try, no waiting: for an open, which would rather know of a restarted daemon's routes.
     fn reconnectOnce(session: *Session) void {
         if (session.state == .connected and session.controlIsDead()) session.drop();
@@ -403,6 +425,7 @@ pub const Session = struct {
         if (session.positions_memory == null) return error.Lost;
         const limit_ns: u64 = if (session.gave_up) 0 else session.reconnect_limit_ns;
         const deadline_ns = system.monotonicNs() + limit_ns;
+        var backoff = Backoff{};
         while (true) {
             if (session.handshake()) {
                 Counters.add(&session.counters.reconnects, 1);
@@ -416,7 +439,7 @@ pub const Session = struct {
                 session.gave_up = true;
                 return error.Lost;
             }
-            system.sleepNs(reconnect_pause_ns);
+            backoff.sleep(@min(deadline_ns, wait.patience.deadline_ns));
         }
     }
 
@@ -521,7 +544,7 @@ pub const Session = struct {
                 error.Refused => {
                     session.connect_errno = if (refusal.errno > 0 and refusal.errno < 4096) @enumFromInt(refusal.errno) else .CONNREFUSED;
                     // The ring that we had is just being given up: it is there again, or another one, in a moment.
-                    if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal.reason)});
+                    if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal)});
                 },
                 error.Lost => session.warnProtocol("closed the connection, did not answer within {d} ms, or answered what makes no sense; is it of another version?", .{answer_timeout_ms}),
                 error.HeldByThisThread => {},
@@ -677,6 +700,7 @@ pub const Session = struct {
             .ordinal = @intCast(session.ring_count),
             .fd = if (system.failure(kept) == null) @intCast(kept) else -1,
             .inode = if (system.fileStatus(fd)) |status| status.inode else 0,
+            .is_named = if (system.fileStatus(fd)) |status| status.links > 0 else false,
         };
         return new;
     }
@@ -855,6 +879,15 @@ pub const Session = struct {
         _ = try session.exchange(control.FenceFile, &request, .fence_file, null, control.Done, .file_fenced, &.{}, refusal);
     }
 
+    /// What every process has written to the file behind `fd`, and whose write has returned, is in it.
+    pub fn drainFile(session: *Session, fd: i32, refusal: *Refusal) Error!void {
+        try session.lock.acquire();
+        defer session.lock.release();
+        if (session.state != .connected) return error.Lost;
+        var request = std.mem.zeroes(control.DrainFile);
+        _ = try session.exchange(control.DrainFile, &request, .drain_file, fd, control.Done, .file_drained, &.{}, refusal);
+    }
+
     /// The route that an absolute, symlink-free path is on.
     pub fn match(session: *Session, path: []const u8) ?Match {
         session.lock.acquire() catch return null;
@@ -971,7 +1004,7 @@ pub const Session = struct {
     fn patienceNs(session: *const Session, kind: control.Kind) u64 {
         const short: u64 = answer_timeout_ms * std.time.ns_per_ms;
         return switch (kind) {
-            .register_file, .release_file, .fence_file => @max(short, session.reconnect_limit_ns),
+            .register_file, .release_file, .fence_file, .drain_file => @max(short, session.reconnect_limit_ns),
             else => short,
         };
     }
@@ -1032,8 +1065,10 @@ pub const Session = struct {
 /// The one session of this process.
 pub var process: Session = .{};
 
-pub fn refusalName(reason: control.Refusal) []const u8 {
-    return switch (reason) {
+pub fn refusalName(refusal: Refusal) []const u8 {
+    if (refusal.reason == .limit_reached and refusal.errno == @intFromEnum(E.MFILE))
+        return "the daemon is out of file descriptors: raise its RLIMIT_NOFILE";
+    return switch (refusal.reason) {
         .bad_message => "it did not understand the message",
         .version_mismatch => "it is of another version",
         .out_of_order => "it expected another message",
@@ -1048,6 +1083,7 @@ pub fn refusalName(reason: control.Refusal) []const u8 {
         .log_failed => "its log has failed",
         .wrong_user => "this user may not use it",
         .stopping => "it is stopping",
+        .target_failed => "the file system refused to mark or sync the file",
         _ => "for a reason that this client does not know",
     };
 }

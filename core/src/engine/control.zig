@@ -55,23 +55,26 @@ pub const Control = struct {
     sessions_by_id: std.AutoHashMapUnmanaged(u64, *Session) = .empty,
     next_session: u64 = 1,
     registry: std.AutoHashMapUnmanaged(InodeKey, *File) = .empty,
-    /// The first is the daemon's own user's; the others are made for those who may not share it.
+    /// The one in /dev/shm, of the daemon's own user; null where it was lost and could not be made again.
+    shared: ?*ServedRing,
+    /// All that are served; the others are made for those who may not share that one.
     rings: [served_ring.rings_max]?*ServedRing = @splat(null),
     routes_generation: u32 = 0,
+    marks_generation: u32 = 0,
     /// Sealed memfd with the table that clients get, and our own view of it.
     routes_fd: i32 = -1,
     table: routes.Table = undefined,
     table_memory: []align(8) u8 = &.{},
     stopped: bool = false,
+    spare_fd: i32,
 
     pub fn init(state: *State, shared: *ServedRing, listen_fd: i32, failure: *Failure) error{Failed}!Control {
         const epoll_fd = switch (os.descriptor(linux.epoll_create1(linux.EPOLL.CLOEXEC))) {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot make an epoll descriptor: {s}", .{Failure.nameOf(errno)}),
         };
-        var self = Control{ .state = state, .listen_fd = listen_fd, .epoll_fd = epoll_fd };
-        assert(shared.index == 0);
-        self.rings[0] = shared;
+        var self = Control{ .state = state, .shared = shared, .listen_fd = listen_fd, .epoll_fd = epoll_fd, .spare_fd = spareDescriptor() };
+        self.rings[shared.index] = shared;
         self.watch(listen_fd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
         self.watch(state.control_eventfd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
         return self;
@@ -135,6 +138,7 @@ pub const Control = struct {
         for (self.rings) |each| if (each) |served| served.destroy(allocator);
         if (self.routes_fd >= 0) os.close(self.routes_fd);
         allocator.free(self.table_memory);
+        if (self.spare_fd >= 0) os.close(self.spare_fd);
         os.close(self.epoll_fd);
         os.close(self.listen_fd);
     }
@@ -150,10 +154,32 @@ pub const Control = struct {
         while (true) {
             const fd = switch (os.descriptor(linux.accept4(self.listen_fd, null, null, linux.SOCK.CLOEXEC | linux.SOCK.NONBLOCK))) {
                 .fd => |fd| fd,
-                .errno => return,
+                .errno => |errno| {
+                    if (!isLimit(errno) or !self.turnAway()) return;
+                    continue;
+                },
             };
             self.open(fd) catch os.close(fd);
         }
+    }
+
+    /// Without a free number a connection can be neither accepted nor refused, and would wake this thread without end:
+    /// the spare one serves to hang up. False: not even that.
+    fn turnAway(self: *Control) bool {
+        self.state.events.post(.warning, "descriptors_exhausted", .{ .hint = out_of_descriptors });
+        if (self.spare_fd < 0) return false;
+        os.close(self.spare_fd);
+        const accepted = os.descriptor(linux.accept4(self.listen_fd, null, null, linux.SOCK.CLOEXEC | linux.SOCK.NONBLOCK));
+        if (accepted == .fd) os.close(accepted.fd);
+        self.spare_fd = spareDescriptor();
+        return accepted == .fd;
+    }
+
+    fn spareDescriptor() i32 {
+        return switch (os.descriptor(linux.eventfd(0, linux.EFD.CLOEXEC))) {
+            .fd => |fd| fd,
+            .errno => -1,
+        };
     }
 
     fn open(self: *Control, fd: i32) !void {
@@ -239,7 +265,7 @@ pub const Control = struct {
         }
     };
 
-    const ReceiveError = error{ WouldBlock, Closed, Malformed };
+    const ReceiveError = error{ WouldBlock, Closed, Malformed, OutOfDescriptors };
 
     fn receive(fd: i32, message: *Message) ReceiveError!void {
         var iov = [1]std.posix.iovec{.{ .base = &message.bytes, .len = message.bytes.len }};
@@ -280,10 +306,13 @@ pub const Control = struct {
         }
         message.length = length;
         if (length == 0 and message.descriptor_count == 0) return error.Closed;
-        if (surplus or header.flags & (linux.MSG.TRUNC | linux.MSG.CTRUNC) != 0) return error.Malformed;
+        if (surplus or header.flags & linux.MSG.TRUNC != 0) return error.Malformed;
         if (length < @sizeOf(control.MessageHeader)) return error.Malformed;
         const head: *const control.MessageHeader = @ptrCast(&message.bytes);
         if (head.magic != control.magic or head.length_bytes != length) return error.Malformed;
+        if (header.flags & linux.MSG.CTRUNC == 0) return;
+        // There is room for more than any message carries: what did not arrive found no number free.
+        return if (message.descriptor_count <= control.descriptors_max and offset < ancillary.len / 2) error.OutOfDescriptors else error.Malformed;
     }
 
     const AncillaryHeader = extern struct { length: usize, level: i32, kind: i32 };
@@ -330,6 +359,13 @@ pub const Control = struct {
             receive(session.fd, &message) catch |err| switch (err) {
                 error.WouldBlock => return,
                 error.Closed => return self.finish(session),
+                error.OutOfDescriptors => {
+                    message.closeDescriptors();
+                    const head: *const control.MessageHeader = @ptrCast(&message.bytes);
+                    self.state.counters.add(.files_refused_total, 1);
+                    self.state.events.post(.warning, "descriptors_exhausted", .{ .session = session.id, .pid = session.credentials.pid, .hint = out_of_descriptors });
+                    return self.refuse(session, head.sequence, .limit_reached, @intFromEnum(linux.E.MFILE));
+                },
                 error.Malformed => {
                     message.closeDescriptors();
                     self.state.counters.add(.messages_bad_total, 1);
@@ -371,6 +407,9 @@ pub const Control = struct {
             },
             .release_file => if (message.as(control.ReleaseFile)) |asked| return self.askForHandle(session, sequence, .release, asked.handle, asked.file_id, 0),
             .fence_file => if (message.as(control.FenceFile)) |asked| return self.askForHandle(session, sequence, .fence, asked.handle, asked.file_id, asked.reason),
+            .drain_file => if (message.as(control.DrainFile)) |_| {
+                if (message.descriptor_count == 1) return self.drainFile(session, sequence, message.descriptors[0]);
+            },
             .fetch_routes => if (message.as(control.FetchRoutes)) |_| {
                 return self.reply(session, .routes, sequence, control.Routes{ .header = undefined, .routes_bytes = self.table_memory.len }, &.{self.routes_fd});
             },
@@ -496,6 +535,7 @@ pub const Control = struct {
         errdefer state.allocator.destroy(request);
         const made = try ServedRing.create(state.allocator, memory, index, &state.counters, failure);
         made.publisher.header().routes_generation = self.routes_generation;
+        made.publisher.header().marks_generation = self.marks_generation;
         request.* = .{ .kind = .serve_ring, .session = 0, .ring = made };
         // Before anything of its clients, whose requests come behind this one.
         state.postToWorker(request);
@@ -508,11 +548,43 @@ pub const Control = struct {
     fn leaveRing(self: *Control, its: *ServedRing) void {
         assert(its.sessions > 0);
         its.sessions -= 1;
-        if (its.sessions > 0 or its.index == 0) return;
+        if (its.sessions == 0 and its != self.shared) self.askToLeave(its);
+    }
+
+    fn askToLeave(self: *Control, its: *ServedRing) void {
         const request = self.state.allocator.create(Request) catch return; // served on, for the next of its user
         request.* = .{ .kind = .leave_ring, .session = 0, .ring = its };
         its.leaving = true;
         self.state.postToWorker(request);
+    }
+
+    /// Its sessions end; their clients, where they have not died of it themselves, get another ring.
+    fn ringLost(self: *Control, gone: *ServedRing) void {
+        const state = self.state;
+        state.counters.add(.rings_lost_total, 1);
+        state.events.post(.@"error", "ring_lost", .{ .ring = gone.index, .uid = gone.uid, .reason = "somebody has cut its file short; its clients get another one" });
+        gone.leaving = true;
+        if (gone == self.shared) {
+            self.shared = null;
+            var failure = Failure{};
+            self.shared = self.makeShared(&failure) catch blk: {
+                state.events.post(.@"error", "ring_not_made", .{ .errno = failure.errno, .reason = failure.message() });
+                break :blk null;
+            };
+        }
+        if (gone.sessions == 0) return self.askToLeave(gone);
+        var all = self.sessions_by_id.valueIterator();
+        while (all.next()) |session| {
+            if (session.*.ring == gone) self.close(session.*);
+        }
+    }
+
+    fn makeShared(self: *Control, failure: *Failure) error{Failed}!*ServedRing {
+        const index = try self.freeIndex(failure);
+        _ = linux.unlink(self.state.ring_path);
+        var memory = try RingMemory.open(self.state.ring_path, failure);
+        errdefer memory.close();
+        return self.serveRing(memory, index, failure);
     }
 
     fn attachThread(self: *Control, session: *Session, sequence: u32) void {
@@ -541,10 +613,13 @@ pub const Control = struct {
         const its = session.ring.?;
         var errno: i32 = 0;
         const refusal = refusal: {
-            if (@atomicLoad(bool, &state.stopping, .acquire)) break :refusal control.Refusal.stopping;
+            // Not for good: the next daemon takes it.
+            if (@atomicLoad(bool, &state.stopping, .acquire)) return self.refuse(session, sequence, .stopping, 0);
             const handle = takeHandle(its) orelse break :refusal .limit_reached;
             const file = self.fileFor(client_fd, &errno) catch |err| {
                 its.handle_used.unset(handle);
+                // Whatever it was that needed a descriptor or memory.
+                if (isLimit(errno)) break :refusal .limit_reached;
                 break :refusal switch (err) {
                     error.NotRegular => control.Refusal.not_a_regular_file,
                     error.SeveralLinks => .several_links,
@@ -552,7 +627,7 @@ pub const Control = struct {
                     error.NoPath, error.NotOnARoute => .not_on_a_route,
                     error.CannotReopen => .cannot_reopen,
                     error.NoAttribute => .no_attribute,
-                    error.LogFailed => .log_failed,
+                    error.TargetFailed => .target_failed,
                     error.OutOfMemory => .limit_reached,
                 };
             };
@@ -573,8 +648,47 @@ pub const Control = struct {
         state.counters.add(.files_refused_total, 1);
         var path: [4096]u8 = undefined;
         const text: []const u8 = if (os.pathOf(client_fd, &path)) |known| known else "?";
-        state.events.post(.warning, "file_stays_native", .{ .session = session.id, .path = text, .reason = @tagName(refusal), .errno = errno });
+        state.events.post(.warning, "file_stays_native", .{ .session = session.id, .path = text, .reason = @tagName(refusal), .errno = errno, .hint = hintFor(refusal, errno) });
         self.refuse(session, sequence, refusal, errno);
+    }
+
+    fn isLimit(errno: i32) bool {
+        return switch (@as(linux.E, @enumFromInt(errno))) {
+            .MFILE, .NFILE, .NOMEM => true,
+            else => false,
+        };
+    }
+
+    fn hintFor(refusal: control.Refusal, errno: i32) []const u8 {
+        return switch (@as(linux.E, @enumFromInt(errno))) {
+            .MFILE => out_of_descriptors,
+            .NFILE => "the host is out of file descriptors: raise fs.file-max",
+            .NOMEM => "the daemon is out of memory",
+            else => switch (refusal) {
+                .several_links => "a file with several names cannot be told apart after a crash",
+                .no_attribute => "its file system, or what is set on it, takes no attribute user.elgate",
+                .cannot_reopen => "the daemon's user must be able to open it for writing by its path",
+                .limit_reached => "too many files are open through Elgate",
+                else => "",
+            },
+        };
+    }
+
+    const out_of_descriptors = "the daemon is out of file descriptors: raise its RLIMIT_NOFILE (ulimit -Hn, LimitNOFILE= of its service) and start it again";
+
+    /// For a client that has the file open for reading only: it has no handle, and so no place in a ring.
+    fn drainFile(self: *Control, session: *Session, sequence: u32, client_fd: i32) void {
+        const stat = switch (os.statOf(client_fd)) {
+            .stat => |stat| stat,
+            .errno => |errno| return self.refuse(session, sequence, .not_a_regular_file, errno),
+        };
+        // Of a file that we do not know nothing is under way: its mark is another daemon's.
+        const file = self.registry.get(.{ .device = stat.device, .inode = stat.inode }) orelse
+            return self.reply(session, .file_drained, sequence, control.Done{ .header = undefined }, &.{});
+        self.ask(session, .{ .kind = .drain, .session = session.id, .sequence = sequence, .file = file }) catch
+            return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
+        file.drains += 1;
+        self.suspendReading(session);
     }
 
     fn takeHandle(its: *ServedRing) ?u32 {
@@ -589,7 +703,7 @@ pub const Control = struct {
         return null;
     }
 
-    const FileError = files.Unfit || error{ NotOnARoute, LogFailed, OutOfMemory };
+    const FileError = files.Unfit || error{ NoAttribute, TargetFailed, NotOnARoute, OutOfMemory };
 
     /// The File of the inode behind a client's descriptor, opened by our own rights; made if it is new.
     fn fileFor(self: *Control, client_fd: i32, errno: *i32) FileError!*File {
@@ -614,12 +728,10 @@ pub const Control = struct {
         const log_uuid = route.log.uuid;
         // An attribute of this very log on a file that is not known: its log window is over, take it anew.
         const file_id = newFileId();
-        const marked = files.mark(fd, identity.pathText(), log_uuid, file_id);
-        if (marked != 0) {
-            errno.* = marked;
-            return error.NoAttribute;
-        }
+        try files.mark(fd, identity.pathText(), log_uuid, file_id, errno);
         steps.reached(.marked);
+        self.marks_generation +%= 1;
+        for (self.rings) |each| if (each) |served| @atomicStore(u32, &served.publisher.header().marks_generation, self.marks_generation, .seq_cst);
         const file = try allocator.create(File);
         errdefer allocator.destroy(file);
         const sync_fd = files.openForSync(fd);
@@ -675,15 +787,19 @@ pub const Control = struct {
         switch (request.kind) {
             .offer_file => {
                 // Opened again meanwhile: then the worker is told that nothing comes of it.
-                const wanted = request.file.?.handles != 0;
+                const wanted = request.file.?.handles != 0 or request.file.?.drains != 0;
                 request.* = .{ .kind = .forget_file, .session = 0, .file = request.file, .errno = if (wanted) @intFromEnum(linux.E.BUSY) else 0 };
                 return state.postToWorker(request);
             },
             .forget_file => {
-                if (request.errno == 0 and request.file.?.handles == 0) self.forgetFile(request.file.?);
+                if (request.errno == 0 and request.file.?.handles == 0 and request.file.?.drains == 0) self.forgetFile(request.file.?);
                 return state.allocator.destroy(request);
             },
             .serve_ring => return state.allocator.destroy(request),
+            .ring_lost => {
+                self.ringLost(request.ring.?);
+                return state.allocator.destroy(request);
+            },
             .leave_ring => {
                 const gone = request.ring.?;
                 state.events.post(.info, "ring_closed", .{ .ring = gone.index, .uid = gone.uid });
@@ -728,8 +844,16 @@ pub const Control = struct {
                     } else self.reply(session, .file_fenced, request.sequence, control.Done{ .header = undefined }, &.{});
                 }
             },
+            .drain => {
+                request.file.?.drains -= 1;
+                if (!session.closed) {
+                    if (request.errno != 0) {
+                        self.refuse(session, request.sequence, .log_failed, request.errno);
+                    } else self.reply(session, .file_drained, request.sequence, control.Done{ .header = undefined }, &.{});
+                }
+            },
             .forget_session => {},
-            .offer_file, .forget_file, .serve_ring, .leave_ring => unreachable,
+            .offer_file, .forget_file, .serve_ring, .leave_ring, .ring_lost => unreachable,
         }
         if (session.closed) self.retireIfDone(session) else if (session.busy) self.resumeReading(session);
     }

@@ -37,6 +37,7 @@ pub const Counter = enum(u32) {
     replayed_bytes_total,
     ring_slots_recovered_total,
     rings_adopted_total,
+    rings_lost_total,
     records_quarantined_total,
     events_dropped_total,
     // How old the oldest record was when a group, or a sync of several, made it durable.

@@ -93,7 +93,7 @@ pub const Engine = struct {
         try checkLogDirectory(log_directory, settings.allow_volatile, failure);
 
         const ring_path = try text(allocator, settings.ring_path, failure);
-        defer allocator.free(ring_path);
+        errdefer allocator.free(ring_path);
         var ring_memory = try RingMemory.open(ring_path, failure);
         errdefer ring_memory.close();
         engine.log_lock_fd = try lockLog(log_directory, failure);
@@ -113,6 +113,7 @@ pub const Engine = struct {
             .checkpoint_bytes = settings.checkpoint_bytes,
             .checkpoint_interval_ns = @as(u64, settings.checkpoint_interval_ms) * std.time.ns_per_ms,
             .log_directory = log_directory,
+            .ring_path = ring_path,
             .control_eventfd = eventfd,
         };
         const state = &engine.state;
@@ -184,6 +185,7 @@ pub const Engine = struct {
         }
         os.close(state.control_eventfd);
         allocator.free(state.log_directory);
+        allocator.free(state.ring_path);
         os.close(engine.log_lock_fd);
         os.close(engine.socket_lock_fd);
         allocator.free(engine.socket_path);

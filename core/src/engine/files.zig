@@ -64,6 +64,8 @@ pub const File = struct {
 
     // Control thread.
     handles: u32 = 0,
+    /// Drains that the worker has not answered: it must know the file until then.
+    drains: u32 = 0,
     open_for_writing: bool = false,
 
     // Worker thread.
@@ -116,6 +118,13 @@ pub const File = struct {
     chain_buffer: ?*Buffer = null,
     chain_first: u32 = 0,
     chain_last: u32 = 0,
+
+    /// Its records up to `lsn` are in the file.
+    pub fn isAppliedTo(file: *const File, lsn: u64) bool {
+        if (file.chain_buffer) |buffer| if (buffer.records[file.chain_first].lsn <= lsn) return false;
+        const first = file.queue.first orelse return true;
+        return first.first_lsn > lsn;
+    }
 };
 
 /// Taken from a ring, whose slot is held.
@@ -154,7 +163,7 @@ pub fn closeDescriptors(file: *const File) void {
 }
 
 /// Why a descriptor is not taken, in the terms of control.Refusal.
-pub const Unfit = error{ NotRegular, SeveralLinks, NotWritable, NoPath, CannotReopen, NoAttribute };
+pub const Unfit = error{ NotRegular, SeveralLinks, NotWritable, NoPath, CannotReopen };
 
 /// Looks at a client's descriptor and opens the same inode again with the daemon's own rights, by its path, as
 /// replay will. `errno_out`: why, where the system said.
@@ -232,14 +241,20 @@ pub fn readAttribute(fd: i32) ?wal.FileAttribute {
     return attribute;
 }
 
-/// Sets the attribute and makes it, and the file's very existence, durable. Errno, or 0.
-pub fn mark(fd: i32, path: []const u8, log_uuid: [16]u8, file_id: u64) i32 {
+/// Sets the attribute and makes it, and the file's very existence, durable. `errno_out`: why it could not.
+pub fn mark(fd: i32, path: []const u8, log_uuid: [16]u8, file_id: u64, errno_out: *i32) error{ NoAttribute, TargetFailed }!void {
     const attribute = wal.FileAttribute{ .magic = wal.attribute_magic, .version = wal.version, .log_uuid = log_uuid, .file_id = file_id };
     const set = os.check(linux.fsetxattr(fd, wal.attribute_name, std.mem.asBytes(&attribute), @sizeOf(wal.FileAttribute), 0)).err();
-    if (set != 0) return set;
-    const synced = os.check(linux.fsync(fd)).err();
-    if (synced != 0) return synced;
-    return syncParent(path);
+    errno_out.* = set;
+    switch (@as(linux.E, @enumFromInt(set))) {
+        .SUCCESS => {},
+        // No such attributes there; the file is immutable; another attribute is in the way of this one's size.
+        .OPNOTSUPP, .PERM, .ACCES, .RANGE, .@"2BIG" => return error.NoAttribute,
+        else => return error.TargetFailed,
+    }
+    errno_out.* = os.check(linux.fsync(fd)).err();
+    if (errno_out.* == 0) errno_out.* = syncParent(path);
+    if (errno_out.* != 0) return error.TargetFailed;
 }
 
 pub fn unmark(fd: i32) void {

@@ -7,6 +7,11 @@ const positions = @import("../format/positions.zig");
 const os = @import("os.zig");
 const Failure = @import("failure.zig").Failure;
 
+const initRobustMutex = @import("ring_memory.zig").initRobustMutex;
+
+extern "c" fn pthread_mutex_lock(mutex: *anyopaque) c_int;
+extern "c" fn pthread_mutex_unlock(mutex: *anyopaque) c_int;
+
 const F_ADD_SEALS = 1033;
 const F_SEAL_SEAL = 0x1;
 const F_SEAL_SHRINK = 0x2;
@@ -40,16 +45,27 @@ pub const Publisher = struct {
             .reserved_0 = 0,
             .daemon_epoch = os.randomU64() | 1,
             .routes_generation = 0,
-            .reserved_1 = 0,
+            .marks_generation = 0,
             .scanned = 0,
             .sole_route = positions.no_sole_route,
+            .server = @splat(0),
         };
+        initRobustMutex(&publisher.header().server);
         return publisher;
     }
 
     pub fn deinit(publisher: *Publisher) void {
         _ = linux.munmap(publisher.memory.ptr, publisher.memory.len);
         os.close(publisher.fd);
+    }
+
+    /// The worker, for as long as it serves: what stands here is kept up to date.
+    pub fn beginServing(publisher: Publisher) void {
+        assert(pthread_mutex_lock(&publisher.header().server) == 0);
+    }
+
+    pub fn endServing(publisher: Publisher) void {
+        assert(pthread_mutex_unlock(&publisher.header().server) == 0);
     }
 
     pub fn header(publisher: Publisher) *positions.Header {

@@ -18,11 +18,13 @@ pub const Request = struct {
     /// The worker acts when all operations of the session below this position of its ring are behind it.
     barrier: u64 = 0,
     /// A fence: the file's handles say so, and the position in each ring below which operations on the file may stand
-    /// was read after that.
+    /// was read after that. A drain: those positions were read.
     begun: bool = false,
     barriers: [rings_max]u64 = undefined,
     /// Answer: the file is native.
     native: bool = false,
+    /// A drain: the file's records up to this LSN must be in it. Known once the rings have been looked at.
+    lsn: ?u64 = null,
     /// Reason of a fence, for the event.
     reason: u32 = 0,
     /// 0, or why it failed.
@@ -36,12 +38,16 @@ pub const Request = struct {
         release,
         /// Drain, sync, log a fence; the file goes native for good.
         fence,
+        /// Answer when what stands in the rings for a file now is in it.
+        drain,
         /// Free the rows of a session that is gone.
         forget_session,
         /// Serve a ring from now on.
         serve_ring,
         /// Stop serving a ring that no session has any more, once it is drained.
         leave_ring,
+        /// Worker to control: a client has cut a ring's file short.
+        ring_lost,
         /// Worker to control: a file without handles is wholly applied, synced and below the checkpoint.
         offer_file,
         /// The control thread's answer to an offer: let go of the file, unless something came since (EBUSY).

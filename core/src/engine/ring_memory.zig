@@ -6,6 +6,7 @@ const assert = std.debug.assert;
 const linux = std.os.linux;
 const ring = @import("../format/ring.zig");
 const os = @import("os.zig");
+const bus_guard = @import("bus_guard.zig");
 const Failure = @import("failure.zig").Failure;
 
 pub const RingMemory = struct {
@@ -18,6 +19,19 @@ pub const RingMemory = struct {
     inode: Inode,
     /// Who may have it.
     uid: u32,
+    /// Becomes true when somebody has cut the file short; null: its size is sealed.
+    lost: ?*const bool,
+
+    pub fn isLost(memory: *const RingMemory) bool {
+        return if (memory.lost) |lost| @atomicLoad(bool, lost, .acquire) else false;
+    }
+
+    /// Asks the system: for what nobody has touched yet.
+    pub fn isCutShort(memory: *const RingMemory) bool {
+        if (memory.lost == null) return false;
+        const size = os.sizeOf(memory.client_fd) orelse return false;
+        return size < ring.file_size;
+    }
 
     pub const Inode = struct { device: u64, number: u64 };
 
@@ -73,7 +87,7 @@ pub const RingMemory = struct {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot open the ring {s} for clients: {s}", .{ path, Failure.nameOf(errno) }),
         };
-        return .{ .view = view, .lock_fd = lock_fd, .client_fd = client_fd, .inode = .{ .device = stat.device, .number = stat.inode }, .uid = uid };
+        return .{ .view = view, .lock_fd = lock_fd, .client_fd = client_fd, .inode = .{ .device = stat.device, .number = stat.inode }, .uid = uid, .lost = bus_guard.watch(view.memory) };
     }
 
     /// A new ring for clients of `uid`.
@@ -90,7 +104,7 @@ pub const RingMemory = struct {
         if (sealed != 0) return failure.set(sealed, "cannot seal a ring: {s}", .{Failure.nameOf(sealed)});
         const view = try map(fd, failure);
         format(view, uid);
-        return .{ .view = view, .lock_fd = -1, .client_fd = fd, .inode = inodeOf(fd).?, .uid = uid };
+        return .{ .view = view, .lock_fd = -1, .client_fd = fd, .inode = inodeOf(fd).?, .uid = uid, .lost = null };
     }
 
     /// A ring that a client hands back: a daemon before this one made it. Nothing in it is believed but what `Consumer`
@@ -115,7 +129,8 @@ pub const RingMemory = struct {
             header.slot_size != ring.slot_size or header.producer_rows != ring.producer_rows)
             return failure.set(@intFromEnum(linux.E.PROTO), "it is no ring, or one of another version", .{});
         if (header.owner_uid != uid) return failure.set(@intFromEnum(linux.E.PERM), "it was made for uid {d}", .{header.owner_uid});
-        return .{ .view = view, .lock_fd = -1, .client_fd = fd, .inode = .{ .device = stat.device, .number = stat.inode }, .uid = uid };
+        const lost = if (seals & needed == needed) null else bus_guard.watch(view.memory);
+        return .{ .view = view, .lock_fd = -1, .client_fd = fd, .inode = .{ .device = stat.device, .number = stat.inode }, .uid = uid, .lost = lost };
     }
 
     fn map(fd: i32, failure: *Failure) error{Failed}!ring.View {
@@ -163,6 +178,7 @@ pub const RingMemory = struct {
     }
 
     pub fn close(memory: *RingMemory) void {
+        bus_guard.forget(memory.view.memory);
         _ = linux.munmap(memory.view.memory.ptr, memory.view.memory.len);
         os.close(memory.client_fd);
         if (memory.lock_fd >= 0) os.close(memory.lock_fd);
@@ -185,14 +201,19 @@ const PTHREAD_PROCESS_SHARED = 1;
 
 /// Makes a row's mutex new. Only where no living thread holds it.
 pub fn initMutex(row: *ring.ProducerRow) void {
-    comptime assert(@sizeOf(std.c.pthread_mutex_t) <= @sizeOf(@FieldType(ring.ProducerRow, "mutex")));
+    initRobustMutex(&row.mutex);
+    row.open_claim = 0;
+    row.thread_id = 0;
+}
+
+/// In memory that processes share: the kernel marks it when the thread that holds it is gone.
+pub fn initRobustMutex(mutex: *align(8) [64]u8) void {
+    comptime assert(@sizeOf(std.c.pthread_mutex_t) <= 64);
     var attribute: pthread_mutexattr_t = undefined;
     assert(pthread_mutexattr_init(&attribute) == 0);
     assert(pthread_mutexattr_setrobust(&attribute, PTHREAD_MUTEX_ROBUST) == 0);
     assert(pthread_mutexattr_setpshared(&attribute, PTHREAD_PROCESS_SHARED) == 0);
-    assert(pthread_mutex_init(@ptrCast(&row.mutex), &attribute) == 0);
-    row.open_claim = 0;
-    row.thread_id = 0;
+    assert(pthread_mutex_init(@ptrCast(mutex), &attribute) == 0);
 }
 
 pub const Owner = enum { living, gone };

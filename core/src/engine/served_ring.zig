@@ -87,6 +87,8 @@ pub const ServedRing = struct {
     row_sessions: [ring.producer_rows]u64 = @splat(0),
 
     // Worker thread.
+    /// Somebody has cut its file short: nothing is taken from it any more.
+    lost: bool = false,
     consumer: Consumer,
     handles: []Handle,
     lines: []Line,
@@ -159,6 +161,7 @@ pub const ServedRing = struct {
 
     /// All operations of one session below `position` are seen, none of its claims is passed and open.
     pub fn isBehindOf(served: *ServedRing, position: u64, session: u64) bool {
+        if (served.lost) return true;
         const consumer = &served.consumer;
         if (consumer.scan < position) return false;
         for (consumer.passed[0..consumer.passed_count]) |passed| {

@@ -32,6 +32,8 @@ pub const State = struct {
     doorbell: u32 align(128) = 0,
     control_eventfd: i32 align(128),
     log_directory: [:0]const u8,
+    /// Of the shared ring.
+    ring_path: [:0]const u8,
     /// Futex of the maintenance thread: moves when there is something for it.
     maintenance_signal: u32 = 0,
 

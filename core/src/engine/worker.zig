@@ -192,11 +192,13 @@ pub const Worker = struct {
             .io_uring => .{ .io_uring = &worker.uring },
         }, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .synced = queueSynced } };
         worker.long_lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = rewrite.perform };
+        for (worker.served()) |each| each.publisher.beginServing();
         result.* = 0;
         ready.set();
         // Files that replay found have a lane from the start: what the ring still holds may name them.
         for (0..worker.state.routeCount()) |index| worker.knowReplayed(worker.state.route(@intCast(index)));
         worker.loop();
+        for (worker.served()) |each| each.publisher.endServing();
         if (worker.isStuck()) return; // it ends with the process
         worker.long_lanes.deinit();
         switch (worker.applier.engine) {
@@ -234,6 +236,9 @@ pub const Worker = struct {
 
     /// One batch. Returns whether there was anything to do.
     fn round(worker: *Worker) bool {
+        for (worker.served()) |each| {
+            if (each.memory.isLost() and !each.lost) worker.loseRing(each);
+        }
         var worked = worker.takeRequests();
         worker.batch_full = false;
         if (worker.deferring_files > 0) worker.takeDeferred();
@@ -242,7 +247,7 @@ pub const Worker = struct {
             steps.reached(.collected);
         }
         for (worker.served()) |each| {
-            if (!each.recovery_over and each.consumer.isBehindCommitted(each.recovery_head)) worker.endRecovery(each);
+            if (!each.recovery_over and (each.lost or each.consumer.isBehindCommitted(each.recovery_head))) worker.endRecovery(each);
         }
         if (worker.serveRequests()) worked = true;
         if (worker.active_count > 0) worker.publishCredits();
@@ -250,7 +255,9 @@ pub const Worker = struct {
         if (worker.reap()) worked = true;
         worker.publish();
         if (worked) steps.reached(.published);
-        for (worker.served()) |each| each.consumer.release();
+        for (worker.served()) |each| {
+            if (!each.lost) each.consumer.release();
+        }
         if (worked) steps.reached(.released);
         worker.publishCredits();
         // Behind all that: who waits for what is only logged does not wait for a sync.
@@ -281,6 +288,7 @@ pub const Worker = struct {
 
     fn collectFrom(worker: *Worker, from: *ServedRing) u32 {
         const items_max: u32 = if (worker.ring_count == 1) ring.slot_count else turn_items_max;
+        if (from.lost) return 0;
         var taken: u32 = 0;
         while (taken < items_max and worker.hasRoom()) : (taken += 1) {
             if (from.recovery_over) {
@@ -321,7 +329,7 @@ pub const Worker = struct {
 
     fn openGates(worker: *Worker) void {
         for (worker.served()) |each| {
-            if (each.consumer.scan < each.consumer.required_scan) return;
+            if (!each.lost and each.consumer.scan < each.consumer.required_scan) return;
         }
         worker.gated = false;
         for (worker.served()) |each| {
@@ -747,6 +755,13 @@ pub const Worker = struct {
             if (each.lines[route.index].touched or each.consumer.held_slots[route.index] != 0) return false;
         }
         return true;
+    }
+
+    fn loseRing(worker: *Worker, gone: *ServedRing) void {
+        const request = worker.state.allocator.create(Request) catch return; // in the next round
+        request.* = .{ .kind = .ring_lost, .session = 0, .ring = gone };
+        gone.lost = true;
+        worker.state.answer(request);
     }
 
     /// All that the daemon before us left in the ring is taken over.
@@ -1312,7 +1327,7 @@ pub const Worker = struct {
                 .later => link = &request.next,
                 .answered => {
                     link.* = request.next;
-                    const released = if (request.kind == .release) request.file else null;
+                    const released = if (request.kind == .release or request.kind == .drain) request.file else null;
                     worker.state.answer(request);
                     // Behind the answer: the control thread knows by then that nobody has it open.
                     if (released) |file| worker.offerFile(file);
@@ -1349,6 +1364,9 @@ pub const Worker = struct {
                 const file = request.file.?;
                 const route = state.route(file.route);
                 if (file.native == .undecided) return .later;
+                // Who is alone with a file counts on it that nothing of anybody else's is on its way there, be it what an
+                // earlier daemon has accepted.
+                if (file.handle_list.items.len == 0 and !worker.isAtRest(file)) return .later;
                 if (!worker.knowFile(file) or !worker.openHandle(file, request)) {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
@@ -1382,6 +1400,30 @@ pub const Worker = struct {
                 if (file.deferred.items.len > 0 or !worker.isSynced(file) or !worker.hasRoom()) return .later;
                 return if (worker.logFence(file, route, null)) .after_commit else .later;
             },
+            .drain => {
+                const file = request.file.?;
+                if (!request.begun) {
+                    request.begun = true;
+                    // It is offered when this is answered, and only what is known can be let go of.
+                    _ = worker.knowFile(file);
+                    request.barriers = @splat(0);
+                    for (worker.served()) |each| request.barriers[each.index] = lookUpToHead(each);
+                }
+                const lsn = request.lsn orelse lsn: {
+                    for (worker.served()) |each| {
+                        // Of a claim that was passed the write has not returned yet. A ring that came since holds nothing
+                        // that had returned when this was asked: it is looked at in any case.
+                        if (each.consumer.scan < request.barriers[each.index]) return .later;
+                    }
+                    request.lsn = file.last_lsn;
+                    break :lsn file.last_lsn;
+                };
+                if (file.failed_errno != 0 and !file.queue.isEmpty()) {
+                    request.errno = file.failed_errno;
+                    return .answered;
+                }
+                return if (file.isAppliedTo(lsn)) .answered else .later;
+            },
             .forget_session => {
                 const its = request.ring.?;
                 if (!its.isBehindOf(request.barrier, request.session)) return .later;
@@ -1399,6 +1441,7 @@ pub const Worker = struct {
             },
             .serve_ring => {
                 worker.serveRing(request.ring.?);
+                request.ring.?.publisher.beginServing();
                 return .answered;
             },
             .leave_ring => {
@@ -1411,11 +1454,12 @@ pub const Worker = struct {
                     break;
                 }
                 worker.first_ring = 0;
+                its.publisher.endServing();
                 // What io_uring waits for there ends now.
                 os.futexWake(&its.view.header().doorbell, 1);
                 return .answered;
             },
-            .offer_file => unreachable, // goes the other way
+            .offer_file, .ring_lost => unreachable, // go the other way
             .forget_file => {
                 const file = request.file.?;
                 // Somebody may have opened it again, or written to it since.
@@ -1435,6 +1479,14 @@ pub const Worker = struct {
                 return .answered;
             },
         }
+    }
+
+    /// Nothing of the file is on its way that was accepted before this daemon's life, or by who has left.
+    fn isAtRest(worker: *const Worker, file: *const File) bool {
+        for (worker.served()) |each| {
+            if (each.consumer.scan < each.recovery_head) return false;
+        }
+        return file.failed_errno != 0 or file.isAppliedTo(file.last_lsn);
     }
 
     /// No process may send anything for the file from here on. Whoever has claimed a slot without seeing that
@@ -1546,6 +1598,7 @@ pub const Worker = struct {
         worker.last_tick_ns = now;
         const state = worker.state;
         for (worker.served()) |each| {
+            if (!each.lost and each.memory.isCutShort()) worker.loseRing(each);
             if (each.rows_to_free == 0) continue;
             for (&each.row_sessions, 0..) |*session, row| {
                 if (session.* != orphaned) continue;
@@ -1594,7 +1647,7 @@ pub const Worker = struct {
         if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
         for (worker.served()) |each| {
             // A record that a ring still holds must stay in the log, or the next daemon would take it again.
-            if (!each.recovery_over or each.consumer.tail != each.consumer.scan) return;
+            if (!each.recovery_over or (!each.lost and each.consumer.tail != each.consumer.scan)) return;
         }
         if (route.buffer != null or route.replayed.items.len > 0) return; // the log does not take anything now
         // What is not durable is not covered, and a route may have nothing else that would make it so.
@@ -1700,7 +1753,7 @@ pub const Worker = struct {
 
     /// Nothing of this ring is under way, or to be done.
     fn isDrainedOf(worker: *const Worker, of: *ServedRing) bool {
-        if (of.consumer.tail != of.consumer.scan or of.consumer.somethingToDo()) return false;
+        if (!of.lost and (of.consumer.tail != of.consumer.scan or of.consumer.somethingToDo())) return false;
         for (0..worker.state.routeCount()) |index| {
             const route = worker.state.route(@intCast(index));
             if (route.buffer != null and of.lines[index].touched) return false;
@@ -1719,7 +1772,7 @@ pub const Worker = struct {
         // Publish, full fence, look again: a producer that commits after our look sees the doorbell set.
         worker.setDoorbells(1);
         var busy = false;
-        for (worker.served()) |each| busy = busy or (each.consumer.somethingToDo() and worker.buffers.free != null);
+        for (worker.served()) |each| busy = busy or (!each.lost and each.consumer.somethingToDo() and worker.buffers.free != null);
         const results = worker.long_lanes.anyResult() or switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.anyResult(),
             .io_uring => false, // waited for together with the doorbells

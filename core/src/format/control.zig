@@ -14,6 +14,8 @@
 //!                                    ◀─    file_released
 //!   fence_file                       ─▶
 //!                                    ◀─    file_fenced
+//!   drain_file     + file fd         ─▶                   the fd may be open for reading only
+//!                                    ◀─    file_drained
 //!   fetch_routes                     ─▶
 //!                                    ◀─    routes        + routes fd
 //! any request that cannot be served  ◀─    refused
@@ -41,6 +43,9 @@ pub const Kind = enum(u16) {
     fetch_routes = 11,
     routes = 12,
     refused = 13,
+    /// What every process's writes had returned for is in the file when this is answered.
+    drain_file = 14,
+    file_drained = 15,
     _,
 };
 
@@ -115,11 +120,15 @@ pub const FenceFile = extern struct {
     reason: u32,
 };
 
+pub const DrainFile = extern struct {
+    header: MessageHeader,
+};
+
 pub const FetchRoutes = extern struct {
     header: MessageHeader,
 };
 
-/// Answers that carry nothing but success: file_released, file_fenced.
+/// Answers that carry nothing but success: file_released, file_fenced, file_drained.
 pub const Done = extern struct {
     header: MessageHeader,
 };
@@ -150,6 +159,8 @@ pub const Refusal = enum(u32) {
     log_failed = 12,
     wrong_user = 13,
     stopping = 14,
+    /// The file system refused what must be done before a file is taken (marking and syncing it): errno says why.
+    target_failed = 15,
     _,
 };
 
@@ -162,7 +173,7 @@ pub const Refused = extern struct {
 
 comptime {
     assert(@sizeOf(MessageHeader) == 16);
-    for (.{ Hello, Welcome, AttachThread, ThreadAttached, RegisterFile, FileRegistered, ReleaseFile, FenceFile, FetchRoutes, Done, Routes, Refused }) |Message| {
+    for (.{ Hello, Welcome, AttachThread, ThreadAttached, RegisterFile, FileRegistered, ReleaseFile, FenceFile, DrainFile, FetchRoutes, Done, Routes, Refused }) |Message| {
         assert(@offsetOf(Message, "header") == 0);
         assert(@sizeOf(Message) <= message_bytes_max);
         assert(@sizeOf(Message) % 8 == 0);

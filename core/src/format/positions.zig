@@ -24,12 +24,27 @@ pub const Header = extern struct {
     daemon_epoch: u64,
     /// Moves when routes change: clients fetch the table again before their next open.
     routes_generation: u32,
-    reserved_1: u32,
+    /// Moves when a file gets the mark `user.elgate`, before anybody gets a handle for it.
+    marks_generation: u32,
     /// How far the worker has looked: slots from here to the head belong to routes unknown yet.
     scanned: u64 align(128),
     /// The only route with records in the ring (it may use all of it), or `no_sole_route`.
     sole_route: u32,
+    /// A robust pthread mutex that the worker holds: when its daemon dies, by whatever way, the kernel marks the first
+    /// word, and does so before another daemon can have the log. Who maps this can see by one load that what stands here
+    /// is not out of date (see `isServed`).
+    server: [64]u8 align(128),
 };
+
+/// FUTEX_OWNER_DIED and FUTEX_TID_MASK of linux/futex.h.
+const mutex_owner_died: u32 = 0x4000_0000;
+const mutex_thread_id_mask: u32 = 0x3fff_ffff;
+
+/// The daemon lives that writes what is mapped here.
+pub fn isServed(header: *const Header) bool {
+    const word = @atomicLoad(u32, @as(*const u32, @ptrCast(&header.server)), .seq_cst);
+    return word & mutex_owner_died == 0 and word & mutex_thread_id_mask != 0;
+}
 
 pub const no_sole_route: u32 = std.math.maxInt(u32);
 

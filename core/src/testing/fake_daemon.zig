@@ -302,6 +302,7 @@ pub const FakeDaemon = struct {
     fence_reason: u32 = 0,
     registrations: u64 = 0,
     releases: u64 = 0,
+    drains: u64 = 0,
     attachments: u64 = 0,
 
     pub fn start(specs: []const RouteSpec) *FakeDaemon {
@@ -360,6 +361,7 @@ pub const FakeDaemon = struct {
         header.daemon_epoch = daemon.epoch;
         header.routes_generation = daemon.routes_generation;
         header.sole_route = positions.no_sole_route;
+        header.server[0] = 1; // whose thread it says it is does not matter
 
         const made: i32 = @intCast(check(linux.socket(linux.AF.UNIX, linux.SOCK.SEQPACKET | linux.SOCK.CLOEXEC, 0)));
         var name = linux.sockaddr.un{ .path = @splat(0) };
@@ -391,8 +393,15 @@ pub const FakeDaemon = struct {
         daemon.session_threads.clearAndFree(allocator);
         for (daemon.session_fds.items) |fd| _ = linux.close(fd);
         daemon.session_fds.clearAndFree(allocator);
+        @atomicStore(u32, @as(*u32, @ptrCast(&daemon.positionsHeader().server)), 1 << 30, .seq_cst); // as the kernel does
         _ = linux.munmap(daemon.positions_memory.ptr, daemon.positions_memory.len);
         _ = linux.close(daemon.positions_fd);
+    }
+
+    /// As when all is below a checkpoint and nobody has it open. Only while dead.
+    pub fn forgetFiles(daemon: *FakeDaemon) void {
+        for (daemon.known.items) |known| _ = linux.close(known.fd);
+        daemon.known.clearRetainingCapacity();
     }
 
     /// The ring is gone, as from a cleared /dev/shm. Only while dead.
@@ -689,6 +698,16 @@ pub const FakeDaemon = struct {
                 reply(fd, control.Done, .file_fenced, header.sequence, .{ .header = undefined }, &.{});
                 return true;
             },
+            .drain_file => {
+                if (passed < 0) @panic("drain_file without a descriptor");
+                _ = linux.close(passed);
+                daemon.awaitScan();
+                daemon.mutex.lock();
+                defer daemon.mutex.unlock();
+                daemon.drains += 1;
+                reply(fd, control.Done, .file_drained, header.sequence, .{ .header = undefined }, &.{});
+                return true;
+            },
             .fetch_routes => {
                 daemon.mutex.lock();
                 defer daemon.mutex.unlock();
@@ -728,6 +747,7 @@ pub const FakeDaemon = struct {
         _ = linux.close(fd);
         const attribute = wal.FileAttribute{ .magic = wal.attribute_magic, .version = wal.version, .log_uuid = @splat(7), .file_id = file_id };
         _ = check(linux.fsetxattr(own, wal.attribute_name, std.mem.asBytes(&attribute), @sizeOf(wal.FileAttribute), 0));
+        _ = @atomicRmw(u32, &daemon.positionsHeader().marks_generation, .Add, 1, .seq_cst);
         daemon.known.append(allocator, .{ .file_id = file_id, .inode = inode, .fd = own }) catch @panic("memory");
         return file_id;
     }

@@ -56,6 +56,8 @@ tracked: dict[int, Inode] = {}
 appending: set[int] = set()
 # The routed descriptors of each file (`routed` and `duplicates`). The set of a file without any is pruned late.
 writers: dict[Inode, set[int]] = {}
+# The tracked ones that are open for reading only.
+readers: dict[Inode, set[int]] = {}
 # Descriptors of the explicit API, which unpatch_all leaves alone.
 kept: set[int] = set()
 
@@ -193,7 +195,7 @@ def adopt(fd: int, location: bytes, flags: int, filename: object) -> None:
         # Two ways to one file would not keep their order.
         go_native_inode(inode, DIRECT if flags & os.O_DIRECT else UNSUPPORTED)
     elif flags & os.O_ACCMODE == os.O_RDONLY:
-        tracked[fd] = inode
+        _track_reader(fd, inode)
     else:
         with _lock:
             tracked[fd] = inode
@@ -203,6 +205,12 @@ def adopt(fd: int, location: bytes, flags: int, filename: object) -> None:
                 appending.add(fd)
             if len(writers) > 2 * len(tracked) + _PRUNE_ABOVE:
                 _prune()
+
+
+def _track_reader(fd: int, inode: Inode) -> None:
+    with _lock:
+        tracked[fd] = inode
+        readers.setdefault(inode, set()).add(fd)
 
 
 def _prune() -> None:
@@ -231,7 +239,12 @@ def replaced(fd: int) -> None:
 def _remove(fd: int) -> None:
     with _lock:
         became_native(fd)
-        tracked.pop(fd, None)
+        inode = tracked.pop(fd, _NOWHERE)
+        fds = readers.get(inode)
+        if fds is not None:
+            fds.discard(fd)
+            if not fds:
+                del readers[inode]
 
 
 def duplicated(fd: int, copy: int) -> None:
@@ -241,6 +254,7 @@ def duplicated(fd: int, copy: int) -> None:
     if inode is None:
         return
     was_routed = is_routed(fd)
+    is_reader = fd in readers.get(inode, ())
     result = library.elgate_duplicated(fd, copy)
     if was_routed and result >= 0:
         with _lock:
@@ -257,7 +271,10 @@ def duplicated(fd: int, copy: int) -> None:
         except BaseException:
             native_close(copy)
             raise
-    tracked[copy] = inode
+    if is_reader:
+        _track_reader(copy, inode)
+    else:
+        tracked[copy] = inode
 
 
 # --- In between --------------------------------------------------------------------------------------------------
@@ -286,7 +303,7 @@ def proven(fd: int) -> bool:
 def drain(fd: int) -> None:
     """Before a native look at the file behind a descriptor: nothing to do if it is not tracked."""
     inode = tracked.get(fd)
-    if inode is not None and writers.get(inode):
+    if inode is not None:
         result = elgate_drain(fd)
         if result >= 0:
             return
@@ -298,7 +315,7 @@ def drain(fd: int) -> None:
 
 def drain_inode(inode: Inode) -> None:
     """As `drain`, through whatever descriptors of the file there are."""
-    for fd in tuple(writers.get(inode, ())):
+    for fd in (*writers.get(inode, ()), *readers.get(inode, ())):
         result = elgate_drain(fd)
         if result >= 0:
             return

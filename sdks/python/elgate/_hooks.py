@@ -57,6 +57,7 @@ from elgate._descriptors import (
     open_descriptor,
     pass_on,
     proven,
+    readers,
     replaced,
     routed,
     tracked,
@@ -482,14 +483,15 @@ def preadv(home: Home, fd: int, buffers: Any, offset: int, flags: int = 0, /) ->
     return native_preadv(fd, buffers, offset, flags)
 
 
-def _has_writers(status: os.stat_result) -> bool:
-    return bool(writers.get((status.st_dev, status.st_ino)))
+def _is_open(status: os.stat_result) -> bool:
+    inode = (status.st_dev, status.st_ino)
+    return inode in readers or bool(writers.get(inode))
 
 
 @hook("os", "posix")
 def stat(home: Home, path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
     status = native_stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
-    if writers and _has_writers(status):
+    if tracked and _is_open(status):
         _descriptors.drain_inode((status.st_dev, status.st_ino))
         status = native_stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
     return status
@@ -498,7 +500,7 @@ def stat(home: Home, path: Any, *, dir_fd: int | None = None, follow_symlinks: b
 @hook("os", "posix")
 def lstat(home: Home, path: Any, *, dir_fd: int | None = None) -> os.stat_result:
     status = native_lstat(path, dir_fd=dir_fd)
-    if writers and _has_writers(status):
+    if tracked and _is_open(status):
         _descriptors.drain_inode((status.st_dev, status.st_ino))
         status = native_lstat(path, dir_fd=dir_fd)
     return status
