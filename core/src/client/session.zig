@@ -158,6 +158,8 @@ pub const Listener = struct {
     /// The ring is replaced by another: `line` still says how far the daemon came in the old one.
     ring_replaced: *const fn (old: *const Ring) void,
     forked: *const fn () void,
+    /// Whether a ring holds something of this process that is not known to be in its file.
+    has_pending: *const fn () bool,
 };
 
 /// One page that a fork clears.
@@ -199,6 +201,9 @@ pub const Session = struct {
     /// The path is the one to use; else the last one that was tried.
     socket_settled: bool = false,
     connect_errno: E = .SUCCESS,
+    /// At the last try a daemon was there, but not for this process's user.
+    unserved: bool = false,
+    warned_unserved: bool = false,
 
     fallback: Fallback = .passthrough,
     reconnect_limit_ns: u64 = reconnect_default_ms * std.time.ns_per_ms,
@@ -298,6 +303,10 @@ pub const Session = struct {
         if (session.handshake()) return 1 else |_| {}
         switch (session.fallback) {
             .passthrough => {
+                if (session.unserved) {
+                    session.goUnserved();
+                    return 0;
+                }
                 session.setState(.passthrough);
                 if (!session.warned_protocol) {
                     system.warn("no daemon at {s} ({s}); this process goes on without Elgate. Start one with `elgate daemon`, or set ELGATE_FALLBACK=wait or fail", .{ session.socketName(), @tagName(session.connect_errno) });
@@ -431,6 +440,15 @@ pub const Session = struct {
                 Counters.add(&session.counters.reconnects, 1);
                 return;
             } else |_| {}
+            if (session.unserved) switch (session.fallback) {
+                // Waiting would not change it. What is in a ring is worth waiting for all the same.
+                .passthrough => if (!session.listener.?.has_pending()) {
+                    session.goUnserved();
+                    return error.Lost;
+                },
+                .fail => return error.Lost,
+                .wait => {},
+            };
             if (wait.patience.isOver()) return error.Lost; // this caller's, not the process's
             if (system.monotonicNs() >= deadline_ns) {
                 if (!session.gave_up) {
@@ -441,6 +459,14 @@ pub const Session = struct {
             }
             backoff.sleep(@min(deadline_ns, wait.patience.deadline_ns));
         }
+    }
+
+    /// As if there were no daemon at the start.
+    fn goUnserved(session: *Session) void {
+        session.setState(.passthrough);
+        if (session.warned_unserved or session.warned_protocol) return;
+        session.warned_unserved = true;
+        system.warn("the daemon at {s} does not serve uid {d} ({s}); this process goes on without Elgate. Let that user connect (control.group and control.mode, and the socket's directory), give it a daemon of its own, or set ELGATE_FALLBACK=fail", .{ session.socketName(), linux.geteuid(), @tagName(session.connect_errno) });
     }
 
     /// Whether the daemon's end of the control socket is gone. Called between bounded sleeps.
@@ -519,7 +545,11 @@ pub const Session = struct {
 
     fn handshake(session: *Session) error{Failed}!void {
         session.connect_errno = .CONNREFUSED;
-        const fd = session.connect() orelse return error.Failed;
+        session.unserved = false;
+        const fd = session.connect() orelse {
+            session.unserved = session.connect_errno == .ACCES or session.connect_errno == .PERM;
+            return error.Failed;
+        };
         var status_known = false;
         if (system.fileStatus(fd)) |status| {
             @atomicStore(u64, &session.control_inode, status.inode, .release);
@@ -543,6 +573,7 @@ pub const Session = struct {
             switch (err) {
                 error.Refused => {
                     session.connect_errno = if (refusal.errno > 0 and refusal.errno < 4096) @enumFromInt(refusal.errno) else .CONNREFUSED;
+                    session.unserved = refusal.reason == .wrong_user;
                     // The ring that we had is just being given up: it is there again, or another one, in a moment.
                     if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal)});
                 },
@@ -901,6 +932,10 @@ pub const Session = struct {
         @memcpy(found.name.bytes[0..name.len], name);
         found.name.length = @intCast(name.len);
         return found;
+    }
+
+    pub fn hasTable(session: *Session) bool {
+        return session.table != null;
     }
 
     fn findRoute(session: *Session, name: []const u8) ?*const routes.Entry {
