@@ -196,7 +196,8 @@ pub const Session = struct {
     control_fd: i32 = -1,
     control_inode: u64 = 0,
     message_sequence: u32 = 0,
-    socket_path: [socket_path_bytes_max + 1]u8 = undefined,
+    /// Also one that is too long to be used, for the message that says so.
+    socket_path: [512]u8 = undefined,
     socket_path_length: u32 = 0,
     /// The path is the one to use; else the last one that was tried.
     socket_settled: bool = false,
@@ -282,7 +283,7 @@ pub const Session = struct {
             .idle => {},
         }
         if (system.environment("ELGATE_DISABLE")) |value| {
-            if (!std.mem.eql(u8, value, "0")) {
+            if (saysYes("ELGATE_DISABLE", value)) {
                 session.setState(.disabled);
                 return 0;
             }
@@ -319,6 +320,14 @@ pub const Session = struct {
             },
             .fail => return system.negative(session.connect_errno),
         }
+    }
+
+    /// The words of a switch in the environment. What is none of them means yes: whoever set it meant something.
+    fn saysYes(name: []const u8, value: []const u8) bool {
+        for ([_][]const u8{ "0", "false", "no" }) |word| if (std.ascii.eqlIgnoreCase(value, word)) return false;
+        for ([_][]const u8{ "1", "true", "yes" }) |word| if (std.ascii.eqlIgnoreCase(value, word)) return true;
+        system.warn("{s} is \"{s}\"; it may be 1, true or yes, or 0, false or no. Taken as yes", .{ name, value[0..@min(value.len, 64)] });
+        return true;
     }
 
     /// The caller has drained. Threads keep their rows until they end or write again.
@@ -621,12 +630,13 @@ pub const Session = struct {
 
     fn connectTo(session: *Session, path: []const u8) ?i32 {
         var address = linux.sockaddr.un{ .path = @splat(0) };
+        const kept = path[0..@min(path.len, session.socket_path.len)];
+        if (path.ptr != &session.socket_path) @memcpy(session.socket_path[0..kept.len], kept);
+        session.socket_path_length = @intCast(kept.len);
         if (path.len > socket_path_bytes_max) {
             session.connect_errno = .NAMETOOLONG;
             return null;
         }
-        if (path.ptr != &session.socket_path) @memcpy(session.socket_path[0..path.len], path);
-        session.socket_path_length = @intCast(path.len);
         @memcpy(address.path[0..path.len], session.socket_path[0..path.len]);
 
         const made = linux.socket(linux.AF.UNIX, linux.SOCK.SEQPACKET | linux.SOCK.CLOEXEC, 0);
