@@ -77,7 +77,7 @@ def test_sdist_makes_a_wheel_that_works_in_an_empty_environment(tmp_path: Path) 
         [environment / "bin" / "elgate", "version"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert without_extra.returncode == 1
-    assert "pip install 'elgate[daemon]'" in without_extra.stderr
+    assert f"{python} -m pip install '.[daemon]'" in without_extra.stderr
 
     run(*pip, "install", "--quiet", f"{wheel}[daemon]", cwd=tmp_path)
     assert re.match(

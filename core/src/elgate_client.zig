@@ -35,7 +35,9 @@ pub export fn elgate_path_is_routed(path: ?[*:0]const u8) c_int {
     session.checkFork();
     switch (session.currentState()) {
         .connected, .lost => {},
-        .idle, .disabled, .passthrough => return 0,
+        .idle, .disabled => return 0,
+        // A process that a daemon has served, and no longer does, must still not write past its log.
+        .passthrough => if (!session.hasTable()) return 0,
     }
     var buffer: path_module.Buffer = undefined;
     const resolved = path_module.resolve(path orelse return 0, &buffer) orelse return 0;

@@ -114,6 +114,38 @@ def test_run_refuses_what_it_cannot_hook() -> None:
     assert "'ls' is not a Python program" in result.stderr
 
 
+@pytest.fixture
+def other_python(tmp_path: Path) -> Path:
+    """An interpreter without elgate, by the names `python3` and `python`."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "python"):
+        # Its own libraries, and nothing that is installed here.
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path / "bin" / "python3"
+
+
+def test_run_says_so_where_the_interpreter_has_no_elgate(other_python: Path) -> None:
+    result = elgate("run", "--", str(other_python), "-c", "print('ran')")
+    assert result.returncode == 1
+    assert f"'{other_python}' has no package elgate" in result.stderr
+    assert f"{other_python} -m pip install" in result.stderr
+    assert sys.executable in result.stderr
+    missing = elgate("run", "--", "/nowhere/python3", "a.py")
+    assert "cannot run '/nowhere/python3': No such file" in missing.stderr
+
+
+@pytest.mark.parametrize("name", ["python", "python3"])
+def test_run_takes_its_own_interpreter_for_a_bare_python_without_elgate(
+    name: str, other_python: Path, elgate_daemon: ChildDaemon
+) -> None:
+    path = f"{other_python.parent}:{os.environ['PATH']}"
+    program = "import sys, elgate; print(sys.executable, elgate.status()['patched'])"
+    result = elgate("run", "--", name, "-c", program, environment={**elgate_daemon.env(), "PATH": path})
+    assert result.stdout.split() == [sys.executable, "True"], result.stderr
+    assert f"{other_python.parent / name} has no elgate; {sys.executable} runs the program" in result.stderr
+
+
 def test_run_routes_an_ordinary_programs_files(elgate_daemon: ChildDaemon) -> None:
     target = elgate_daemon.route_dir / "out.txt"
     program = elgate_daemon.directory / "program.py"

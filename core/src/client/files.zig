@@ -73,6 +73,7 @@ var kept_for_good: u32 = 0;
 const kept_for_good_max = 1024;
 var warned_refusal: bool = false;
 var warned_damage: bool = false;
+var warned_marked: bool = false;
 
 /// Once per process, before the session starts.
 pub fn prepare() error{ OutOfMemory, HeldByThisThread }!void {
@@ -84,6 +85,7 @@ pub fn prepare() error{ OutOfMemory, HeldByThisThread }!void {
 pub const listener = session_module.Listener{
     .ring_replaced = ringReplaced,
     .forked = descriptors.forgetParent,
+    .has_pending = hasPending,
 };
 
 fn readSizeLimit() void {
@@ -208,7 +210,7 @@ fn register(use: *Use) i32 {
         if (file.failed) return system.negative(.IO);
         const sequence = session.currentSequence();
         if (file.registered == sequence and sequence != 0) return 0;
-        session.ensureConnected() catch |err| return errnoOf(err);
+        session.ensureConnected() catch |err| return if (session.currentState() == .passthrough) unserved(use) else errnoOf(err);
         if (!isSameFile(use)) {
             // Closed behind our back, and the number is another's now: none of our business.
             _ = descriptors.remove(file, use.fd);
@@ -245,6 +247,22 @@ fn register(use: *Use) i32 {
         return 0;
     }
     return system.negative(.IO);
+}
+
+/// The daemon is not there for this process, which goes on natively: but never past what a log has for the file.
+fn unserved(use: *Use) i32 {
+    if (isMarked(use.fd)) {
+        warnMarked(use.fd);
+        return system.negative(.IO);
+    }
+    @atomicStore(bool, &use.file.refused, true, .release);
+    countFallback(@intFromEnum(control.Refusal.wrong_user));
+    return native;
+}
+
+fn warnMarked(fd: i32) void {
+    var buffer: path_module.Buffer = undefined;
+    warnOnce(&warned_marked, "{s} carries the mark of a log (attribute user.elgate), which may hold more than the file does, and its daemon does not serve this process: it is not written past it, and operations on it fail with EIO. More of these are not printed", .{path_module.ofDescriptor(fd, &buffer) orelse "a file"});
 }
 
 fn errnoOf(err: session_module.Error) i32 {
@@ -398,6 +416,25 @@ fn ringReplaced(old: *const Ring) void {
             inode.noteLoss();
         }
     }.visit);
+}
+
+/// Called with the session's lock held.
+fn hasPending() bool {
+    var pending = false;
+    descriptors.eachInode(&pending, struct {
+        fn visit(found: *bool, inode: *Inode) void {
+            const ticket = inode.lastTicket();
+            // A close waits until all is applied.
+            if (ticket == Ticket.none or @atomicLoad(u32, &inode.references, .monotonic) == 0) return;
+            const registered = @atomicLoad(u64, &inode.registered, .acquire);
+            if (registered >> 32 == session.mappedSequence()) {
+                const view = positions.View{ .memory = session.positions_memory.? };
+                if (wait.reached(view.route(@truncate(registered)), ticket.position, .{ .applied = true })) return;
+            }
+            found.* = true;
+        }
+    }.visit);
+    return pending;
 }
 
 // ---- sending ---------------------------------------------------------------------------------------------------
@@ -1161,7 +1198,10 @@ pub fn opened(fd: i32, flags: linux.O) i32 {
     if (state == .passthrough) {
         // There may be more in the log than in the file, and nobody is there to say: never past it.
         if (!isMarked(fd)) return 0;
-        session.ensureConnected() catch return system.negative(.IO);
+        session.ensureConnected() catch {
+            warnMarked(fd);
+            return system.negative(.IO);
+        };
     }
     var buffer: path_module.Buffer = undefined;
     const path = path_module.ofDescriptor(fd, &buffer) orelse return 0;

@@ -158,6 +158,8 @@ pub const Listener = struct {
     /// The ring is replaced by another: `line` still says how far the daemon came in the old one.
     ring_replaced: *const fn (old: *const Ring) void,
     forked: *const fn () void,
+    /// Whether a ring holds something of this process that is not known to be in its file.
+    has_pending: *const fn () bool,
 };
 
 /// One page that a fork clears.
@@ -194,11 +196,15 @@ pub const Session = struct {
     control_fd: i32 = -1,
     control_inode: u64 = 0,
     message_sequence: u32 = 0,
-    socket_path: [socket_path_bytes_max + 1]u8 = undefined,
+    /// Also one that is too long to be used, for the message that says so.
+    socket_path: [512]u8 = undefined,
     socket_path_length: u32 = 0,
     /// The path is the one to use; else the last one that was tried.
     socket_settled: bool = false,
     connect_errno: E = .SUCCESS,
+    /// At the last try a daemon was there, but not for this process's user.
+    unserved: bool = false,
+    warned_unserved: bool = false,
 
     fallback: Fallback = .passthrough,
     reconnect_limit_ns: u64 = reconnect_default_ms * std.time.ns_per_ms,
@@ -277,7 +283,7 @@ pub const Session = struct {
             .idle => {},
         }
         if (system.environment("ELGATE_DISABLE")) |value| {
-            if (!std.mem.eql(u8, value, "0")) {
+            if (saysYes("ELGATE_DISABLE", value)) {
                 session.setState(.disabled);
                 return 0;
             }
@@ -298,6 +304,10 @@ pub const Session = struct {
         if (session.handshake()) return 1 else |_| {}
         switch (session.fallback) {
             .passthrough => {
+                if (session.unserved) {
+                    session.goUnserved();
+                    return 0;
+                }
                 session.setState(.passthrough);
                 if (!session.warned_protocol) {
                     system.warn("no daemon at {s} ({s}); this process goes on without Elgate. Start one with `elgate daemon`, or set ELGATE_FALLBACK=wait or fail", .{ session.socketName(), @tagName(session.connect_errno) });
@@ -310,6 +320,14 @@ pub const Session = struct {
             },
             .fail => return system.negative(session.connect_errno),
         }
+    }
+
+    /// The words of a switch in the environment. What is none of them means yes: whoever set it meant something.
+    fn saysYes(name: []const u8, value: []const u8) bool {
+        for ([_][]const u8{ "0", "false", "no" }) |word| if (std.ascii.eqlIgnoreCase(value, word)) return false;
+        for ([_][]const u8{ "1", "true", "yes" }) |word| if (std.ascii.eqlIgnoreCase(value, word)) return true;
+        system.warn("{s} is \"{s}\"; it may be 1, true or yes, or 0, false or no. Taken as yes", .{ name, value[0..@min(value.len, 64)] });
+        return true;
     }
 
     /// The caller has drained. Threads keep their rows until they end or write again.
@@ -431,6 +449,15 @@ pub const Session = struct {
                 Counters.add(&session.counters.reconnects, 1);
                 return;
             } else |_| {}
+            if (session.unserved) switch (session.fallback) {
+                // Waiting would not change it. What is in a ring is worth waiting for all the same.
+                .passthrough => if (!session.listener.?.has_pending()) {
+                    session.goUnserved();
+                    return error.Lost;
+                },
+                .fail => return error.Lost,
+                .wait => {},
+            };
             if (wait.patience.isOver()) return error.Lost; // this caller's, not the process's
             if (system.monotonicNs() >= deadline_ns) {
                 if (!session.gave_up) {
@@ -441,6 +468,14 @@ pub const Session = struct {
             }
             backoff.sleep(@min(deadline_ns, wait.patience.deadline_ns));
         }
+    }
+
+    /// As if there were no daemon at the start.
+    fn goUnserved(session: *Session) void {
+        session.setState(.passthrough);
+        if (session.warned_unserved or session.warned_protocol) return;
+        session.warned_unserved = true;
+        system.warn("the daemon at {s} does not serve uid {d} ({s}); this process goes on without Elgate. Let that user connect (control.group and control.mode, and the socket's directory), give it a daemon of its own, or set ELGATE_FALLBACK=fail", .{ session.socketName(), linux.geteuid(), @tagName(session.connect_errno) });
     }
 
     /// Whether the daemon's end of the control socket is gone. Called between bounded sleeps.
@@ -519,7 +554,11 @@ pub const Session = struct {
 
     fn handshake(session: *Session) error{Failed}!void {
         session.connect_errno = .CONNREFUSED;
-        const fd = session.connect() orelse return error.Failed;
+        session.unserved = false;
+        const fd = session.connect() orelse {
+            session.unserved = session.connect_errno == .ACCES or session.connect_errno == .PERM;
+            return error.Failed;
+        };
         var status_known = false;
         if (system.fileStatus(fd)) |status| {
             @atomicStore(u64, &session.control_inode, status.inode, .release);
@@ -543,6 +582,7 @@ pub const Session = struct {
             switch (err) {
                 error.Refused => {
                     session.connect_errno = if (refusal.errno > 0 and refusal.errno < 4096) @enumFromInt(refusal.errno) else .CONNREFUSED;
+                    session.unserved = refusal.reason == .wrong_user;
                     // The ring that we had is just being given up: it is there again, or another one, in a moment.
                     if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal)});
                 },
@@ -590,12 +630,13 @@ pub const Session = struct {
 
     fn connectTo(session: *Session, path: []const u8) ?i32 {
         var address = linux.sockaddr.un{ .path = @splat(0) };
+        const kept = path[0..@min(path.len, session.socket_path.len)];
+        if (path.ptr != &session.socket_path) @memcpy(session.socket_path[0..kept.len], kept);
+        session.socket_path_length = @intCast(kept.len);
         if (path.len > socket_path_bytes_max) {
             session.connect_errno = .NAMETOOLONG;
             return null;
         }
-        if (path.ptr != &session.socket_path) @memcpy(session.socket_path[0..path.len], path);
-        session.socket_path_length = @intCast(path.len);
         @memcpy(address.path[0..path.len], session.socket_path[0..path.len]);
 
         const made = linux.socket(linux.AF.UNIX, linux.SOCK.SEQPACKET | linux.SOCK.CLOEXEC, 0);
@@ -901,6 +942,10 @@ pub const Session = struct {
         @memcpy(found.name.bytes[0..name.len], name);
         found.name.length = @intCast(name.len);
         return found;
+    }
+
+    pub fn hasTable(session: *Session) bool {
+        return session.table != null;
     }
 
     fn findRoute(session: *Session, name: []const u8) ?*const routes.Entry {

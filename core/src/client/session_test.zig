@@ -32,10 +32,18 @@ test "without a daemon: passthrough, fail, wait, disabled" {
     try testing.expectEqual(-@as(c_int, @intFromEnum(linux.E.NOENT)), harness.startClient(socket, "wait", "30"));
     try testing.expectEqual(0, library.elgate_stop());
 
-    harness.environment("ELGATE_DISABLE", "1");
-    try testing.expectEqual(0, library.elgate_start("test"));
-    try testing.expectEqual(1, harness.status().disabled);
-    try testing.expectEqual(0, library.elgate_stop());
+    for ([_][:0]const u8{ "1", "true", "YES", "what?" }) |yes| {
+        harness.environment("ELGATE_DISABLE", yes);
+        try testing.expectEqual(0, library.elgate_start("test"));
+        try testing.expectEqual(1, harness.status().disabled);
+        try testing.expectEqual(0, library.elgate_stop());
+    }
+    for ([_][:0]const u8{ "", "0", "False", "no" }) |no| {
+        harness.environment("ELGATE_DISABLE", no);
+        try testing.expectEqual(-@as(c_int, @intFromEnum(linux.E.NOENT)), library.elgate_start("test"));
+        try testing.expectEqual(0, library.elgate_stop());
+    }
+    harness.environment("ELGATE_DISABLE", null);
 }
 
 test "a marked file is never written past an absent daemon" {

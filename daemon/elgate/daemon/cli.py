@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 EXTRA_MISSING = """\
 elgate: the command line and the daemon need '{module}', which is not installed.
-What applications need is installed without it; for the rest: pip install 'elgate[daemon]'"""
+What applications need is installed without it. For the rest, in a clone of Elgate's repository:
+    {python} -m pip install '.[daemon]'"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import rich  # noqa: F401
         import yaml  # noqa: F401
     except ModuleNotFoundError as error:
-        print(EXTRA_MISSING.format(module=error.name), file=sys.stderr)
+        print(EXTRA_MISSING.format(module=error.name, python=sys.executable), file=sys.stderr)
         return 1
     from elgate.daemon.commands import elgate
 

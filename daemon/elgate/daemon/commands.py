@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +66,7 @@ def run(command: tuple[str, ...]) -> None:
             f"'{command[0]}' is not a Python program, and this version hooks no others: the preload library for "
             f"any program is not built yet. It can be run as it is, without Elgate."
         )
+    arguments = with_an_interpreter_that_has_elgate(arguments)
     try:
         os.execvp(arguments[0], arguments)
     except OSError as error:
@@ -87,6 +90,30 @@ def hooked_command(command: tuple[str, ...]) -> list[str] | None:
     while index < len(command) and command[index].startswith("-") and command[index][:2] not in ("-", "-m", "-c"):
         index += 2 if command[index] in PYTHON_OPTIONS_WITH_VALUE else 1
     return [program, *command[1:index], "-m", "elgate.run", *command[index:]]
+
+
+BARE_PYTHON = ("python", "python3")
+HAS_ELGATE = "import importlib.util, sys; sys.exit(importlib.util.find_spec('elgate') is None)"
+
+
+def with_an_interpreter_that_has_elgate(arguments: list[str]) -> list[str]:
+    """`arguments` as `hooked_command` made them. Raises ClickException where that interpreter cannot run elgate.run."""
+    options = arguments[1 : arguments.index("elgate.run") - 1]
+    probe = [arguments[0], *options, "-c", HAS_ELGATE]
+    try:
+        if subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0:
+            return arguments
+    except OSError:
+        return arguments  # which exec says better
+    if arguments[0] in BARE_PYTHON:
+        where = shutil.which(arguments[0])
+        click.echo(f"elgate run: {where} has no elgate; {sys.executable} runs the program instead", err=True)
+        return [sys.executable, *arguments[1:]]
+    raise click.ClickException(
+        f"'{arguments[0]}' has no package elgate, which hooks the program's files from within. Install it there "
+        f"({arguments[0]} -m pip install PATH, where PATH is a clone of Elgate's repository), or name an interpreter "
+        f"that has it, such as {sys.executable}."
+    )
 
 
 @elgate.command()

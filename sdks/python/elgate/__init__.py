@@ -37,13 +37,24 @@ def patch_all() -> bool:
     ELGATE_FALLBACK=passthrough (one line on stderr says so, and files stay native, except that one which still has
     records in a daemon's log refuses to open). RuntimeWarning: names modules that imported what is replaced before.
     OSError: no daemon, and ELGATE_FALLBACK forbids going on without. ImportError: the native library is missing."""
-    if os.environ.get("ELGATE_DISABLE", "0") != "0":
+    if _is_disabled():
         return False
     from elgate import _native, _patch
 
     connected = _native.start()
     _patch.install(connected, stacklevel=2)
     return connected
+
+
+def _is_disabled() -> bool:
+    """As the client library reads it."""
+    value = os.environ.get("ELGATE_DISABLE", "")
+    if value.lower() in ("", "0", "false", "no"):
+        return False
+    if value.lower() not in ("1", "true", "yes"):
+        text = f'elgate: ELGATE_DISABLE is "{value}"; it may be 1, true or yes, or 0, false or no. Taken as yes'
+        print(text, file=sys.stderr)
+    return True
 
 
 def unpatch_all() -> None:

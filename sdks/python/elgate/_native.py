@@ -78,9 +78,10 @@ def start() -> bool:
     if not _started:
         result = library.elgate_start(b"python")
         if result < 0:
+            socket = os.environ.get("ELGATE_SOCKET")
             raise OSError(
                 -result,
-                f"elgate: cannot connect to the daemon ({os.strerror(-result)}), and "
+                f"elgate: cannot connect to the daemon{f' at {socket}' if socket else ''} ({os.strerror(-result)}), and "
                 f"ELGATE_FALLBACK={os.environ.get('ELGATE_FALLBACK', '')} forbids going on without it: "
                 "start it (elgate daemon), or set ELGATE_SOCKET to its control socket",
             )

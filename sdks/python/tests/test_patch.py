@@ -343,3 +343,40 @@ def test_a_missing_native_part_is_named(
     assert "ImportError" in result.stderr
     assert f"{package / missing} missing" in result.stderr
     assert "make build" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "disabled"),
+    [
+        ("", False),
+        ("0", False),
+        ("false", False),
+        ("No", False),
+        ("1", True),
+        ("true", True),
+        ("YES", True),
+        ("2", True),
+    ],
+)
+def test_what_switches_elgate_off(value: str, disabled: bool, run_python: Run, elgate_daemon: Any) -> None:
+    result = run_python(
+        """
+        import elgate
+        connected = elgate.patch_all()
+        print(connected, elgate.status()["patched"])
+        """,
+        env={**elgate_daemon.env(), "ELGATE_DISABLE": value},
+    )
+    assert result.stdout.split()[:2] == [str(not disabled)] * 2
+    assert ("Taken as yes" in result.stderr) == (value == "2")
+
+
+@pytest.mark.parametrize("fallback", ["passthrough", "fail"])
+def test_a_socket_path_that_is_too_long_is_named(fallback: str, run_python: Run, no_daemon: dict[str, str]) -> None:
+    path = "/tmp/" + "long/" * 30 + "control.sock"
+    result = run_python(
+        "import elgate; elgate.patch_all()",
+        env={**no_daemon, "ELGATE_SOCKET": path, "ELGATE_FALLBACK": fallback},
+        code=1 if fallback == "fail" else 0,
+    )
+    assert path in result.stderr

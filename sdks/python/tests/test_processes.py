@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -339,3 +340,80 @@ def test_an_exit_at_once_does_not_wait_for_a_daemon_that_is_gone(run_python: Run
     elgate_daemon.start()
     elgate_daemon.stop()
     assert path.read_bytes() == b"first,second"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+@pytest.mark.parametrize("fallback", ["passthrough", "fail"])
+def test_a_child_that_becomes_a_user_who_is_not_served_goes_on_natively(
+    fallback: str, run_python: Run, elgate_daemon: Any
+) -> None:
+    directory = elgate_daemon.route_dir
+    for path in (directory, directory.parent):
+        path.chmod(0o755)
+    result = run_python(
+        f"""
+        import os, sys, time, elgate
+        assert elgate.patch_all()
+        directory = {str(directory)!r}
+        fresh = os.open(directory + "/fresh", os.O_WRONLY | os.O_CREAT)
+        marked = os.open(directory + "/marked", os.O_WRONLY | os.O_CREAT)
+        os.chmod(directory + "/marked", 0o666)
+        os.mkdir(directory + "/own")
+        os.chown(directory + "/own", 65534, 65534)
+        os.write(marked, b"parent")
+        def outcome(function, *arguments):
+            try:
+                return function(*arguments)
+            except OSError as error:
+                return error.errno
+        child = os.fork()
+        if child == 0:
+            os.setuid(65534)
+            print(outcome(os.write, fresh, b"child"))
+            print(outcome(os.write, fresh, b"child"))
+            print(outcome(os.write, marked, b"child"))
+            print(outcome(os.open, directory + "/marked", os.O_WRONLY))
+            print(outcome(lambda: os.write(os.open(directory + "/own/file", os.O_WRONLY | os.O_CREAT), b"mine")))
+            print(elgate.status()["native_fallbacks"] > 0)
+            sys.stdout.flush()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        os.write(marked, b"parent")
+        """,
+        # Longer than anybody waits for this test.
+        env={**elgate_daemon.env(), "ELGATE_FALLBACK": fallback, "ELGATE_RECONNECT_TIMEOUT_MS": "600000"},
+    )
+    if fallback == "fail":
+        assert result.stdout.split() == ["5", "5", "5", "5", "5", "False"]
+        return
+    assert result.stdout.split() == ["5", "5", "5", "5", "4", "True"]
+    assert result.stderr.count("does not serve uid 65534 (ACCES)") == 1, result.stderr
+    assert result.stderr.count("/marked carries the mark") == 1
+    assert (directory / "fresh").read_bytes() == b"childchild"
+    assert (directory / "marked").read_bytes() == b"parentparent"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+def test_a_program_of_a_user_who_is_not_served_is_told_why(run_python: Run, elgate_daemon: Any) -> None:
+    elgate_daemon.route_dir.chmod(0o777)
+    elgate_daemon.route_dir.parent.chmod(0o755)
+    path = elgate_daemon.route_dir / "file"
+    result = run_python(
+        f"""
+        import os, elgate
+        from elgate import _native, _patch  # before the interpreter is another user's
+        os.setuid(65534)
+        assert not elgate.patch_all()
+        with open({str(path)!r}, "w") as file:
+            file.write("native")
+        os.setxattr({str(path)!r}, "user.elgate", b"x" * 32)
+        try:
+            open({str(path)!r}, "a")
+        except OSError as error:
+            print(error.errno)
+        """,
+        env={**elgate_daemon.env(), "ELGATE_FALLBACK": "passthrough", "ELGATE_RECONNECT_TIMEOUT_MS": "600000"},
+    )
+    assert result.stdout == "5\n"
+    assert "does not serve uid 65534 (ACCES)" in result.stderr
+    assert f"{path} carries the mark" in result.stderr
