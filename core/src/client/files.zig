@@ -518,7 +518,12 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         Counters.add(&counters.bytes, request.length_bytes);
         if (session.currentRing() != standing.ring) return ring_lost;
         // The next operation of this thread must not overtake this one, and the positions do not speak for it.
-        if (committed == .committed_passed) return awaitRelease(standing.ring, claim.position);
+        if (committed == .committed_passed) {
+            const released = awaitRelease(standing.ring, claim.position);
+            // A barrier that was passed says nothing of what stands behind it, which its owner may have seen: another one.
+            if (released != 0 or request.operation != .barrier) return released;
+            continue;
+        }
         return 0;
     }
     return system.negative(.IO);

@@ -203,7 +203,7 @@ test "a file that goes native before its first write is known to the daemon unti
     defer fixture.deinit();
     const first = try fixture.create("file", true);
     const second = (try fixture.open("file", .{ .ACCMODE = .WRONLY })).fd;
-    try testing.expectEqual(0, library.elgate_go_native(first, 5));
+    try testing.expectEqual(0, library.elgate_go_native(first, 2));
     try testing.expectEqual(1, fixture.daemon.count("fences"));
     try testing.expectEqual(2, fixture.daemon.count("registrations"));
     try testing.expectEqual(harness.native, harness.write(second, "x"));
@@ -211,11 +211,16 @@ test "a file that goes native before its first write is known to the daemon unti
     const third = try fixture.open("file", .{ .ACCMODE = .WRONLY });
     try testing.expectEqual(0, third.routed);
     try testing.expectEqual(3, fixture.daemon.count("registrations"));
-    for ([_]i32{ second, third.fd }) |fd| try testing.expectEqual(0, harness.close(fd));
-    try testing.expectEqual(2, fixture.daemon.count("releases"));
+    for ([_]i32{ second, third.fd, first }, 1..) |fd, released| {
+        try testing.expectEqual(0, harness.close(fd));
+        try testing.expectEqual(released, fixture.daemon.count("releases"));
+    }
     // What was passed on lives in another program: its handle stays.
-    try testing.expectEqual(0, harness.close(first));
-    try testing.expectEqual(2, fixture.daemon.count("releases"));
+    const passed = try fixture.create("passed", true);
+    try testing.expectEqual(0, library.elgate_go_native(passed, 5));
+    try testing.expectEqual(0, harness.close(passed));
+    try testing.expectEqual(4, fixture.daemon.count("registrations"));
+    try testing.expectEqual(3, fixture.daemon.count("releases"));
 }
 
 test "going native waits for operations that are under way, and they for it" {
@@ -702,8 +707,8 @@ test "where a route syncs late, whoever waits for durable asks at once" {
         try testing.expectEqual(errno(.TIMEDOUT), library.elgate_wait(fd, ticket, 2, 0));
         fixture.daemon.pause(false);
         try testing.expectEqual(0, library.elgate_wait(fd, ticket, 2, -1));
-        try testing.expectEqual(0, library.elgate_drain(fd));
         const asked = fixture.daemon.count("barriers") - before;
+        try testing.expectEqual(0, library.elgate_drain(fd));
         if (route == 0) try testing.expect(asked > 0) else try testing.expectEqual(0, asked);
         // What is durable already is not asked for.
         const done = fixture.daemon.count("barriers");
