@@ -56,6 +56,13 @@ struct elgate_client_status {
  * ELGATE_FALLBACK=passthrough (everything stays native, one line on stderr), -errno else. Idempotent. */
 int elgate_start(const char *runtime);
 
+/* For runtimes that run a program's signal handlers between calls: from now on a wait that a signal comes into ends with
+ * -EINTR, for the whole process. Nothing has happened then, and the call is to be made again once the handlers have run
+ * (the limit of a wait for the daemon goes on counting). What cannot be begun again does not end so: a write that was
+ * accepted and waits for what its route or descriptor promises, ftruncate, fallocate, and what goes around opening,
+ * duplicating and forking. */
+void elgate_answer_signals(void);
+
 /* 1 if an open of this path for writing would be routed (the path is made absolute and its symlinks resolved),
  * else 0. Never blocks on the daemon unless a route table must be fetched. */
 int elgate_path_is_routed(const char *path);

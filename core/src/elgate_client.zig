@@ -6,6 +6,7 @@ const files = @import("client/files.zig");
 const path_module = @import("client/path.zig");
 const session_module = @import("client/session.zig");
 const system = @import("client/system.zig");
+const wait = @import("client/wait.zig");
 const session = &session_module.process;
 
 /// struct elgate_client_status.
@@ -29,6 +30,10 @@ pub export fn elgate_start(runtime: ?[*:0]const u8) c_int {
         return system.negative(if (err == error.OutOfMemory) .NOMEM else .DEADLK);
     };
     return session.start(if (runtime) |name| std.mem.span(name) else "", files.listener);
+}
+
+pub export fn elgate_answer_signals() void {
+    @atomicStore(bool, &wait.signals_end_waits, true, .monotonic);
 }
 
 pub export fn elgate_path_is_routed(path: ?[*:0]const u8) c_int {
@@ -103,6 +108,8 @@ pub export fn elgate_drain_all() c_int {
 }
 
 pub export fn elgate_drain_all_within(timeout_ms: i64) c_int {
+    const before = wait.ignoreSignals();
+    defer wait.resumeSignals(before);
     return files.drainAll(timeout_ms);
 }
 
@@ -137,6 +144,8 @@ pub export fn elgate_level(fd: c_int, ticket: u64) c_int {
 }
 
 pub export fn elgate_before_fork() c_int {
+    const before = wait.ignoreSignals();
+    defer wait.resumeSignals(before);
     return files.drainAll(-1);
 }
 
@@ -182,6 +191,8 @@ pub export fn elgate_stop() c_int {
             return 0;
         },
     }
+    const before = wait.ignoreSignals();
+    defer wait.resumeSignals(before);
     const result = files.drainAll(-1);
     files.detachThread();
     session.stop();

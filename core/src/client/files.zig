@@ -139,7 +139,7 @@ const Use = struct {
         }
         const inode = use.file.inode;
         _ = @atomicRmw(u32, &inode.parked, .Add, 1, .seq_cst);
-        while (inode.currentCare() == .leaving) system.sleepNs(100 * std.time.ns_per_us);
+        while (inode.currentCare() == .leaving) _ = system.sleepNs(100 * std.time.ns_per_us);
         _ = @atomicRmw(u32, &inode.parked, .Sub, 1, .seq_cst);
         return 0;
     }
@@ -224,11 +224,11 @@ fn register(use: *Use) i32 {
                 // It drains, and takes no new files; the next one will. It hangs up when it is done: this session may as
                 // well be kept until then.
                 if (system.monotonicNs() >= stopping_deadline_ns) return system.negative(.IO);
-                backoff.sleep(stopping_deadline_ns);
+                if (wait.isEnded(backoff.sleep(stopping_deadline_ns))) return system.negative(.INTR);
                 attempts -= 1;
                 continue;
             },
-            error.HeldByThisThread => return errnoOf(err),
+            error.HeldByThisThread, error.Interrupted => return errnoOf(err),
         };
         const known = @atomicLoad(u64, &inode.registered, .acquire);
         if (known >> 32 == new.sequence and known & 0xffff_ffff != new.route) {
@@ -269,6 +269,7 @@ fn errnoOf(err: session_module.Error) i32 {
     return switch (err) {
         error.Lost, error.Refused => system.negative(.IO),
         error.HeldByThisThread => system.negative(.DEADLK),
+        error.Interrupted => system.negative(.INTR),
     };
 }
 
@@ -385,7 +386,7 @@ fn awaitVerdict(standing: *const Standing, verdict: *const positions.Native) i32
             .native => return native,
             .undecided, _ => {},
         }
-        system.sleepNs(pause_ns);
+        if (wait.isEnded(system.sleepNs(pause_ns))) return system.negative(.INTR);
         pause_ns = @min(2 * pause_ns, 5 * std.time.ns_per_ms);
         const now_ns = system.monotonicNs();
         if (now_ns - looked_ns < wait.slice_ns) continue;
@@ -466,7 +467,7 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
             const attached = session.attachThread(thread, standing.sequence, &refusal) catch |err| switch (err) {
                 error.Lost => continue,
                 error.Refused => return negativeErrno(refusal.errno),
-                error.HeldByThisThread => return system.negative(.DEADLK),
+                error.HeldByThisThread, error.Interrupted => return errnoOf(err),
             };
             if (!attached) continue;
         }
@@ -575,7 +576,10 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
                 defer space.end();
                 // A release before `begin` did not see us wait: look once more.
                 claim.* = producer.claim(view, row, span, credit, opening) catch |again| {
-                    timed_out = again == error.Full and space.sleep() == .timed_out;
+                    if (again == error.Damaged) continue;
+                    const woken = space.sleep();
+                    if (wait.isEnded(woken)) return .{ .failed = system.negative(.INTR) };
+                    timed_out = woken == .timed_out;
                     continue;
                 };
                 return .claimed;
@@ -595,6 +599,8 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
 
 /// A passed claim is done when its slot is given back: it is logged and in the file then.
 fn awaitRelease(lent: *const Ring, position: u64) i32 {
+    const before = wait.ignoreSignals();
+    defer wait.resumeSignals(before);
     while (!producer.isReleased(lent.view, position)) {
         const sequence = session.currentSequence();
         if (session.currentRing() != lent) return ring_lost;
@@ -647,7 +653,9 @@ fn awaitPosition(use: *Use, ticket: Ticket, levels: wait.Levels, deadline_ns: u6
         if (errno != 0) return negativeErrno(errno);
         if (wait.patience.isOver()) return system.negative(.TIMEDOUT);
         if (deadline_ns != wait.no_deadline and system.monotonicNs() >= deadline_ns) return system.negative(.TIMEDOUT);
-        if (wait.forPosition(line, generation, ticket.position, deadline_ns) != .timed_out) continue;
+        const woken = wait.forPosition(line, generation, ticket.position, deadline_ns);
+        if (wait.isEnded(woken)) return system.negative(.INTR);
+        if (woken != .timed_out) continue;
         if (wait.reached(line, ticket.position, levels)) {
             if (!session.isCurrent(sequence)) continue;
             Counters.add(&session.counters.late_wakes, 1);
@@ -824,12 +832,14 @@ fn flagsOf(file: *File) routes.Flags {
 /// What the descriptor's flags and the route promise for when a write returns.
 fn awaitPromised(use: *Use, mode: descriptors.Mode, written: Ticket) i32 {
     const flags = flagsOf(use.file);
+    const levels = wait.Levels{ .durable = flags.flush_always, .applied = flags.visibility_immediate };
+    if (!mode.synchronous and !levels.durable and !levels.applied) return 0;
+    const before = wait.ignoreSignals();
+    defer wait.resumeSignals(before);
     if (mode.synchronous) {
         const result = makeDurable(use, written);
         return if (result != 0) result else deferredError(use.file, .consume);
     }
-    const levels = wait.Levels{ .durable = flags.flush_always, .applied = flags.visibility_immediate };
-    if (!levels.durable and !levels.applied) return 0;
     const result = awaitPosition(use, written, levels, wait.no_deadline);
     return if (result != 0) result else deferredError(use.file, .consume);
 }
@@ -955,6 +965,8 @@ fn perform(use: *Use, request: *const Request) i32 {
     var ticket: Ticket = undefined;
     const sent = submit(use, request, &ticket);
     if (sent != 0) return reported(use.file, sent);
+    const before = wait.ignoreSignals();
+    defer wait.resumeSignals(before);
     const result = awaitPosition(use, ticket, .{ .applied = true }, wait.no_deadline);
     return if (result != 0) reported(use.file, result) else deferredError(use.file, .consume);
 }
@@ -1062,7 +1074,7 @@ fn askToDrain(use: *Use) i32 {
         session.drainFile(use.fd, &refusal) catch |err| switch (err) {
             error.Lost => if (system.monotonicNs() >= deadline_ns) return system.negative(.IO) else continue,
             error.Refused => return negativeErrno(refusal.errno),
-            error.HeldByThisThread => return system.negative(.DEADLK),
+            error.HeldByThisThread, error.Interrupted => return errnoOf(err),
         };
         return 0;
     }
@@ -1080,8 +1092,8 @@ pub fn drainAll(timeout_ms: i64) i32 {
     var first: i32 = 0;
     for (0..descriptors.used()) |fd| {
         const result = drainWith(@intCast(fd), drainOwn);
-        if (first == 0) first = result;
-        if (result == system.negative(.TIMEDOUT)) break;
+        if (first == 0 or result == system.negative(.INTR)) first = result;
+        if (result == system.negative(.TIMEDOUT) or result == system.negative(.INTR)) break;
     }
     return first;
 }
@@ -1191,6 +1203,8 @@ fn levelBy(line: *const positions.RoutePositions, position: u64) Level {
 /// After a native open. 1 routed, 0 native, -errno: the open must fail.
 pub fn opened(fd: i32, flags: linux.O) i32 {
     session.checkFork();
+    const before = wait.ignoreSignals(); // the file is open
+    defer wait.resumeSignals(before);
     // The number was free for the kernel: what we have under it was closed behind our back.
     if (descriptors.has(fd)) forget(fd);
     const state = session.currentState();
@@ -1275,11 +1289,14 @@ fn takeOut(use: *Use, fd: i32) i32 {
     var result: i32 = 0;
     if (!use.isNative()) {
         result = reported(file, drainUse(use));
+        if (result == system.negative(.INTR)) return result;
         const earlier = deferredError(file, .consume);
         if (result == 0) result = earlier;
     }
     const last = descriptors.remove(file, fd) orelse return result;
     if (!last) return result;
+    const before = wait.ignoreSignals();
+    defer wait.resumeSignals(before);
     if (!use.isNative()) {
         // What another thread has written since.
         const again = reported(file, drainInode(use, .{ .applied = true }));
@@ -1317,6 +1334,8 @@ pub fn duplicated(fd: i32, copy: i32) i32 {
     if (fd == copy) return if (descriptors.has(fd)) 0 else native;
     if (!descriptors.has(fd) and !descriptors.has(copy)) return native;
     session.checkFork();
+    const before = wait.ignoreSignals(); // the copy is there
+    defer wait.resumeSignals(before);
     if (session.inBorrowedMemory()) return native;
     if (descriptors.has(copy)) forget(copy);
     var use: Use = undefined;
@@ -1421,7 +1440,7 @@ fn awaitQuiet(use: *Use) i32 {
         while (iterator.next()) |file| busy += file.pins() -| use.thread.operationsOn(file);
         if (busy <= @atomicLoad(u32, &inode.parked, .seq_cst)) return 0;
         if (system.monotonicNs() >= deadline_ns) return system.negative(.BUSY);
-        system.sleepNs(100 * std.time.ns_per_us);
+        _ = system.sleepNs(100 * std.time.ns_per_us);
     }
 }
 
@@ -1474,7 +1493,7 @@ fn fenceThrough(use: *Use, reason: Reason) i32 {
         session.fenceFile(standing.sequence, standing.file_id, standing.handle, @intFromEnum(reason), &refusal) catch |err| switch (err) {
             error.Lost => continue,
             error.Refused => return negativeErrno(refusal.errno),
-            error.HeldByThisThread => return system.negative(.DEADLK),
+            error.HeldByThisThread, error.Interrupted => return errnoOf(err),
         };
         return 0;
     }

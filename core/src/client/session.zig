@@ -36,12 +36,16 @@ pub const Backoff = struct {
     const pause_ns_max = 500 * std.time.ns_per_ms;
 
     /// Not beyond `deadline_ns`.
-    pub fn sleep(backoff: *Backoff, deadline_ns: u64) void {
+    pub fn sleep(backoff: *Backoff, deadline_ns: u64) system.Woken {
         const now_ns = system.monotonicNs();
-        system.sleepNs(@min(backoff.pause_ns, deadline_ns -| now_ns));
-        backoff.pause_ns = @min(2 * backoff.pause_ns, pause_ns_max);
+        defer backoff.pause_ns = @min(2 * backoff.pause_ns, pause_ns_max);
+        return system.sleepNs(@min(backoff.pause_ns, deadline_ns -| now_ns));
     }
 };
+
+/// A wait for the daemon that a signal has ended goes on where it was, if it is asked for again within this time: a
+/// program with a fast timer would else wait for ever.
+const resumed_wait_ns_max = std.time.ns_per_s;
 
 const reconnect_default_ms = 30_000;
 /// Where the client's own descriptors go: programs count on getting the low numbers.
@@ -151,6 +155,8 @@ pub const Error = error{
     Refused,
     /// A signal handler came in while this thread holds the lock.
     HeldByThisThread,
+    /// See wait.signals_end_waits.
+    Interrupted,
 };
 
 /// What those above the session must do when it changes. Called with the session's lock held.
@@ -210,6 +216,9 @@ pub const Session = struct {
     reconnect_limit_ns: u64 = reconnect_default_ms * std.time.ns_per_ms,
     /// The limit was reached once: until the daemon is back, each operation tries once and fails.
     gave_up: bool = false,
+    /// When a wait for the daemon that a signal has ended would have been given up, and when it was ended.
+    interrupted_deadline_ns: u64 = 0,
+    interrupted_at_ns: u64 = 0,
     warned_protocol: bool = false,
     thread_key: ?c_uint = null,
     listener: ?Listener = null,
@@ -233,7 +242,7 @@ pub const Session = struct {
         while (true) {
             const sequence = @atomicLoad(u32, &session.sequence, .seq_cst);
             if (sequence % 2 == 0) return sequence;
-            system.sleepNs(50 * std.time.ns_per_us);
+            _ = system.sleepNs(50 * std.time.ns_per_us);
         }
     }
 
@@ -277,7 +286,7 @@ pub const Session = struct {
             .connected => return 1,
             .disabled, .passthrough => return 0,
             .lost => {
-                session.connectUntilLimit() catch return system.negative(.IO);
+                session.connectUntilLimit() catch |err| return system.negative(if (err == error.Interrupted) .INTR else .IO);
                 return 1;
             },
             .idle => {},
@@ -315,7 +324,7 @@ pub const Session = struct {
                 return 0;
             },
             .wait => {
-                session.connectUntilLimit() catch return system.negative(session.connect_errno);
+                session.connectUntilLimit() catch |err| return system.negative(if (err == error.Interrupted) .INTR else session.connect_errno);
                 return 1;
             },
             .fail => return system.negative(session.connect_errno),
@@ -381,7 +390,7 @@ pub const Session = struct {
         const guard = session.guard;
         if (@cmpxchgStrong(u32, &guard.attached, 0, 2, .acquire, .acquire)) |seen| {
             if (seen == 1) return;
-            while (@atomicLoad(u32, &guard.attached, .acquire) != 1) system.sleepNs(50 * std.time.ns_per_us);
+            while (@atomicLoad(u32, &guard.attached, .acquire) != 1) _ = system.sleepNs(50 * std.time.ns_per_us);
             return;
         }
         session.fork_epoch += 1;
@@ -441,8 +450,10 @@ pub const Session = struct {
 
     fn connectUntilLimit(session: *Session) Error!void {
         if (session.positions_memory == null) return error.Lost;
+        const began_ns = system.monotonicNs();
         const limit_ns: u64 = if (session.gave_up) 0 else session.reconnect_limit_ns;
-        const deadline_ns = system.monotonicNs() + limit_ns;
+        const is_resumed = began_ns -| session.interrupted_at_ns < resumed_wait_ns_max;
+        const deadline_ns = if (is_resumed) session.interrupted_deadline_ns else began_ns + limit_ns;
         var backoff = Backoff{};
         while (true) {
             if (session.handshake()) {
@@ -466,7 +477,11 @@ pub const Session = struct {
                 session.gave_up = true;
                 return error.Lost;
             }
-            backoff.sleep(@min(deadline_ns, wait.patience.deadline_ns));
+            if (wait.isEnded(backoff.sleep(@min(deadline_ns, wait.patience.deadline_ns)))) {
+                session.interrupted_deadline_ns = deadline_ns;
+                session.interrupted_at_ns = system.monotonicNs();
+                return error.Interrupted;
+            }
         }
     }
 
@@ -587,7 +602,7 @@ pub const Session = struct {
                     if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal)});
                 },
                 error.Lost => session.warnProtocol("closed the connection, did not answer within {d} ms, or answered what makes no sense; is it of another version?", .{answer_timeout_ms}),
-                error.HeldByThisThread => {},
+                error.HeldByThisThread, error.Interrupted => {},
             }
             return error.Failed;
         };

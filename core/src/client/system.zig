@@ -37,10 +37,10 @@ pub fn close(fd: i32) void {
     _ = linux.close(fd);
 }
 
-/// Gives the processor away for a while, on paths where nothing can wake us.
-pub fn sleepNs(duration_ns: u64) void {
+/// Gives the processor away for a while, on paths where nothing can wake us. A signal ends it.
+pub fn sleepNs(duration_ns: u64) Woken {
     const time = timespec(duration_ns);
-    _ = linux.nanosleep(&time, null);
+    return if (failure(linux.nanosleep(&time, null)) == .INTR) .interrupted else .timed_out;
 }
 
 fn timespec(ns: u64) linux.timespec {
@@ -49,9 +49,14 @@ fn timespec(ns: u64) linux.timespec {
 
 pub const Scope = enum { shared, private };
 
-pub const Woken = enum { woken_or_changed, timed_out };
+pub const Woken = enum {
+    woken_or_changed,
+    timed_out,
+    /// A signal handler has run in this thread.
+    interrupted,
+};
 
-/// FUTEX_WAIT for at most `timeout_ns`. A signal ends it like a wake: the caller looks again.
+/// FUTEX_WAIT for at most `timeout_ns`.
 pub fn futexWait(word: *const u32, expected: u32, scope: Scope, timeout_ns: u64) Woken {
     const timeout = timespec(timeout_ns);
     const operation = linux.FUTEX_OP{ .cmd = .WAIT, .private = scope == .private };
@@ -66,7 +71,12 @@ pub fn futexWaitBits(word: *const u32, expected: u32, bits: u32, deadline_ns: u6
 }
 
 fn wokenBy(result: usize) Woken {
-    return if (failure(result) == .TIMEDOUT) .timed_out else .woken_or_changed;
+    const errno = failure(result) orelse return .woken_or_changed;
+    return switch (errno) {
+        .TIMEDOUT => .timed_out,
+        .INTR => .interrupted,
+        else => .woken_or_changed,
+    };
 }
 
 pub fn futexWake(word: *const u32, count: u31, scope: Scope) void {

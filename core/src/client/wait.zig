@@ -11,11 +11,18 @@ pub const slice_ns: u64 = 100 * std.time.ns_per_ms;
 
 pub const no_deadline: u64 = std.math.maxInt(u64);
 
+/// Of the process (elgate_answer_signals): a wait that a signal handler has run in ends with -EINTR, so that a runtime
+/// whose own handlers run between calls gets to run them. Only where nothing has been done yet, so that the caller can
+/// ask again; and not by a signal that comes in the moment before the sleep, as with any system call.
+pub var signals_end_waits = false;
+
 /// How the calling thread waits just now. Entry points of the library set it and put back what was before, so that
 /// one that a signal handler calls does not change what it has interrupted.
 pub const Patience = struct {
     /// Waits for positions and for the daemon end then, whatever else holds.
     deadline_ns: u64 = no_deadline,
+    /// The operation has taken effect, or is half done: signals do not end its waits.
+    committed: bool = false,
 
     pub fn isOver(given: Patience) bool {
         return given.deadline_ns != no_deadline and system.monotonicNs() >= given.deadline_ns;
@@ -23,6 +30,21 @@ pub const Patience = struct {
 };
 
 pub threadlocal var patience: Patience = .{};
+
+pub fn isEnded(woken: system.Woken) bool {
+    return woken == .interrupted and @atomicLoad(bool, &signals_end_waits, .monotonic) and !patience.committed;
+}
+
+/// For the rest of an operation that cannot be begun again. Give what it returns to `resumeSignals`.
+pub fn ignoreSignals() bool {
+    const before = patience.committed;
+    patience.committed = true;
+    return before;
+}
+
+pub fn resumeSignals(before: bool) void {
+    patience.committed = before;
+}
 
 /// What must have passed the position.
 pub const Levels = packed struct {

@@ -21,13 +21,15 @@ from elgate._descriptors import (
     tracked,
 )
 from elgate._file import memory_of, native_write
-from elgate._native import LEVEL_NAMES, LEVELS, NATIVE, ffi, library, os_error
+from elgate._native import LEVEL_NAMES, LEVELS, NATIVE, answering, ffi, library, os_error
 
 native_fsync = os.fsync
 
+elgate_append = answering(library.elgate_append)
+elgate_fsync = answering(library.elgate_fsync)
+elgate_wait = answering(library.elgate_wait)
+
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-# Between two waits Python runs its signal handlers.
-_WAIT_SLICE_MS = 100
 _CLOSE_POLL_S = 0.001
 
 Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
@@ -72,7 +74,7 @@ class Appender:
         try:
             if fd in routed:
                 ticket = ffi.new("uint64_t *")
-                result = library.elgate_append(fd, memory, len(memory), ticket)
+                result = elgate_append(fd, memory, len(memory), ticket)
                 if result >= 0:
                     return Ack(self, int(ticket[0]))
                 if result != NATIVE:
@@ -132,7 +134,7 @@ class Appender:
                 time.sleep(_CLOSE_POLL_S)
             try:
                 # Nobody can ask for it later: a route that syncs late is asked now.
-                result = library.elgate_fsync(self._fd)
+                result = elgate_fsync(self._fd)
                 if result == NATIVE:
                     native_fsync(self._fd)
                 elif result < 0:
@@ -184,8 +186,7 @@ class Ack:
         Waiting for "durable" asks for it, whatever the route's flush mode is. Waiting for "applied" waits for that
         alone, and with `flush: interval` or `none` it may come first.
 
-        `timeout` in seconds; None: as long as the client waits for a daemon (ELGATE_RECONNECT_TIMEOUT_MS), with
-        signal handlers (Ctrl-C) delayed until then.
+        `timeout` in seconds; None: as long as the client waits for a daemon (ELGATE_RECONNECT_TIMEOUT_MS).
         TimeoutError: not reached yet; the append stands, and can be waited for again. OSError: the file's error."""
         if level not in LEVELS:
             raise ValueError(f"unknown level {level!r}: it must be one of {', '.join(LEVELS)}")
@@ -193,15 +194,13 @@ class Ack:
 
 
 def _wait(fd: int, ticket: int, level: int, timeout: float | None) -> int:
-    result: int
     if timeout is None:
-        result = library.elgate_wait(fd, ticket, level, -1)
-        return result
+        return elgate_wait(fd, ticket, level, -1)
     deadline = time.monotonic() + timeout
     while True:
         left_ms = max(0, math.ceil((deadline - time.monotonic()) * 1000))
-        result = library.elgate_wait(fd, ticket, level, min(left_ms, _WAIT_SLICE_MS))
-        if result != -errno.ETIMEDOUT or left_ms <= _WAIT_SLICE_MS:
+        result: int = library.elgate_wait(fd, ticket, level, left_ms)
+        if result != -errno.EINTR:
             return result
 
 

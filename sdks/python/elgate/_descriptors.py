@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from stat import S_ISREG
 from typing import Any, Union
 
-from elgate._native import NATIVE, by_handler, constants, library, os_error
+from elgate._native import NATIVE, answering, by_handler, constants, library, os_error
 
 Inode = tuple[int, int]
 Path = Union[str, bytes]
@@ -35,8 +35,11 @@ native_open = os.open
 native_readlink = os.readlink
 native_stat = os.stat
 
-elgate_close = library.elgate_close
-elgate_drain = library.elgate_drain
+elgate_close = answering(library.elgate_close)
+elgate_drain = answering(library.elgate_drain)
+elgate_drain_all = answering(library.elgate_drain_all)
+elgate_ftruncate = answering(library.elgate_ftruncate)
+elgate_go_native = answering(library.elgate_go_native)
 elgate_path_is_routed = library.elgate_path_is_routed
 
 MAPPED: int = constants["ELGATE_REASON_MAPPED"]
@@ -171,7 +174,7 @@ def close_descriptor(fd: int) -> None:
 
 def _truncate_at_open(fd: int, path: Path) -> None:
     if fd in routed:
-        result = library.elgate_ftruncate(fd, 0)
+        result = elgate_ftruncate(fd, 0)
         if result == 0:
             return
         if result != NATIVE:
@@ -325,7 +328,7 @@ def drain_inode(inode: Inode) -> None:
 
 
 def drain_all() -> None:
-    result = library.elgate_drain_all()
+    result = elgate_drain_all()
     if result < 0 and result != NATIVE:
         raise os_error(result)
 
@@ -381,7 +384,7 @@ def go_native_inode(inode: Inode, reason: int) -> None:
 
 
 def _leave(fd: int, reason: int) -> None:
-    result = library.elgate_go_native(fd, reason)
+    result = elgate_go_native(fd, reason)
     if result < 0 and result != NATIVE:
         raise os_error(result)
     became_native(fd)

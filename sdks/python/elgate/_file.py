@@ -17,7 +17,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
-from errno import EAGAIN
+from errno import EAGAIN, EINTR
 from typing import Any, Union
 
 from elgate import _descriptors
@@ -28,6 +28,7 @@ from elgate._descriptors import (
     descriptor,
     drain,
     duplicates,
+    elgate_ftruncate,
     forget,
     is_concerned,
     is_routed,
@@ -106,9 +107,11 @@ class FileIO(io.FileIO):
         if fd not in routed and not (fd in duplicates and proven(fd)):
             return native_file_write(self, data)
         memory = data if type(data) is bytes else memory_of(data)
-        for count in map(elgate_write, (fd,), (memory,), (len(memory),)):
-            if count >= 0:
-                return count  # type: ignore[no-any-return]
+        count = -EINTR
+        while count == -EINTR:
+            for count in map(elgate_write, (fd,), (memory,), (len(memory),)):
+                if count >= 0:
+                    return count
         if count == NATIVE:
             became_native(fd)
             return native_file_write(self, data)
@@ -162,7 +165,7 @@ class FileIO(io.FileIO):
             length = -1
         if not 0 <= length <= OFFSET_MAX:
             return native_file_truncate(self, size)  # raises
-        result = library.elgate_ftruncate(fd, length)
+        result = elgate_ftruncate(fd, length)
         if result == NATIVE:
             became_native(fd)
             return native_file_truncate(self, size)

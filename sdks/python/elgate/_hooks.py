@@ -21,6 +21,7 @@ import mmap
 import os
 import socket
 from collections.abc import Callable, Sequence
+from errno import EINTR
 from types import MethodType
 from typing import Any
 
@@ -42,6 +43,7 @@ from elgate._descriptors import (
     drain_path,
     duplicated,
     duplicates,
+    elgate_ftruncate,
     forget,
     go_native,
     go_native_inode,
@@ -64,13 +66,14 @@ from elgate._descriptors import (
     writers,
 )
 from elgate._file import OFFSET_MAX, memory_of, native_write, routed_open
-from elgate._native import NATIVE, by_handler, ffi, library, os_error
+from elgate._native import NATIVE, answering, by_handler, ffi, library, os_error
 
-elgate_fsync = library.elgate_fsync
-elgate_pwrite = library.elgate_pwrite
-elgate_pwritev = library.elgate_pwritev
+elgate_fallocate = answering(library.elgate_fallocate)
+elgate_fsync = answering(library.elgate_fsync)
+elgate_pwrite = answering(library.elgate_pwrite)
+elgate_pwritev = answering(library.elgate_pwritev)
 elgate_write = library.elgate_write
-elgate_writev = library.elgate_writev
+elgate_writev = answering(library.elgate_writev)
 
 
 class Home:
@@ -240,10 +243,12 @@ def write(home: Home, fd: int, data: Any, /) -> int:
     if number not in routed and not (number in duplicates and proven(number)):
         return native_write(fd, data)
     memory = data if type(data) is bytes else memory_of(data)
-    count: int = elgate_write(number, memory, len(memory))
-    if count >= 0:
-        return count
-    return _written(number, count, native_write, fd, data)
+    while True:
+        count: int = elgate_write(number, memory, len(memory))
+        if count >= 0:
+            return count
+        if count != -EINTR:
+            return _written(number, count, native_write, fd, data)
 
 
 def _written(number: int, count: int, native: Callable[..., int], *arguments: Any) -> int:
@@ -386,7 +391,7 @@ def ftruncate(home: Home, fd: int, length: int, /) -> None:
 
 
 def _truncated(number: int, size: int, native: Callable[..., None], *arguments: Any) -> None:
-    result = library.elgate_ftruncate(number, size)
+    result = elgate_ftruncate(number, size)
     if result == NATIVE:
         became_native(number)
         native(*arguments)
@@ -432,7 +437,7 @@ def posix_fallocate(home: Home, fd: int, offset: int, length: int, /) -> None:
     if start < 0 or size <= 0 or start + size > OFFSET_MAX or not is_routed(number):
         native_posix_fallocate(fd, offset, length)
         return
-    result = library.elgate_fallocate(number, 0, start, size)
+    result = elgate_fallocate(number, 0, start, size)
     if result == NATIVE:
         became_native(number)
         native_posix_fallocate(fd, offset, length)

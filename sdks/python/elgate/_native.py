@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from errno import EINTR
 from typing import Any
 
 from cffi import FFI
@@ -50,6 +51,20 @@ LEVELS: dict[str, int] = {
 }
 LEVEL_NAMES: dict[int, str] = {number: name for name, number in LEVELS.items()}
 
+
+def answering(function: Callable[..., int]) -> Callable[..., int]:
+    """`function` of the library, called again for as long as signals end its waits. Python runs their handlers in
+    between; one that raises ends it."""
+
+    def call(*arguments: Any) -> int:
+        while True:
+            result = function(*arguments)
+            if result != -EINTR:
+                return result
+
+    return call
+
+
 _started = False
 _watching_process = False
 
@@ -76,7 +91,8 @@ def start() -> bool:
     OSError: no daemon, and ELGATE_FALLBACK is `fail`, or `wait` and the wait is over."""
     global _started, _watching_process
     if not _started:
-        result = library.elgate_start(b"python")
+        library.elgate_answer_signals()
+        result = answering(library.elgate_start)(b"python")
         if result < 0:
             socket = os.environ.get("ELGATE_SOCKET")
             raise OSError(
@@ -102,7 +118,7 @@ def _drain_at_exit() -> None:
     """The end of a process is a close of all its files: the next program shall see what they were given."""
     for function in before_exit:
         function()
-    result = library.elgate_drain_all()
+    result = answering(library.elgate_drain_all)()
     if result < 0 and result != NATIVE:
         print(
             f"elgate: at exit: pending writes could not be applied: {os.strerror(-result)}. They are in the ring or "

@@ -70,6 +70,92 @@ def test_a_signal_handler_that_raises_never_doubles_what_is_written(
     assert numbers == sorted(set(numbers)), "a record twice, or out of order"
 
 
+WAITS = {
+    "fsync": "os.fsync(file.fileno())",
+    "read": "os.pread(file.fileno(), 10, 0)",
+    "full ring": "while True: file.write(b'%0100000d\\n' % next(number))",
+    "close": "file.close()",
+    "large write": "file.write(bytes(2 << 20))",
+    "ack": "elgate.append({path!r}, b'').wait('durable')",
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_wait_ends_when_a_signal_handler_raises(wait: str, run_python: Run, elgate_daemon: Any) -> None:
+    """Whatever is waited for: here a daemon that is stopped, and that goes on when the handler has run."""
+    path = elgate_daemon.route_dir / "file"
+    run_python(
+        STOPPED_DAEMON.format(pid=elgate_daemon.pid)
+        + f"""
+import contextlib, itertools, elgate
+assert elgate.patch_all()
+elgate.append({str(path)!r}, b"")
+number = itertools.count(1)
+file = open({str(path)!r}, "r+b", buffering=0)
+file.write(b"%0100000d\\n" % 0)
+os.fsync(file.fileno())
+
+class Interrupt(Exception):
+    pass
+
+calls = 0
+def handler(signum, frame):
+    global calls
+    assert state_of({elgate_daemon.pid}) == "T"
+    calls += 1
+    if calls == 4:
+        raise Interrupt  # the first ones let the wait go on
+
+signal.signal(signal.SIGALRM, handler)
+stop_daemon()
+file.write(b"%0100000d\\n" % next(number))
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+try:
+    {WAITS[wait].format(path=str(path))}
+except Interrupt:
+    pass
+else:
+    raise AssertionError("it did not wait, or swallowed the exception")
+finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    os.kill({elgate_daemon.pid}, signal.SIGCONT)
+written = next(number)
+with contextlib.suppress(ValueError):  # the one that was closed
+    os.fsync(file.fileno())
+elgate.close()
+lines = open({str(path)!r}, "rb").read().splitlines()
+assert all(len(line) == 100000 for line in lines)
+# The one whose write was interrupted is not in it, and never counted.
+assert [int(line[-9:]) for line in lines] == list(range(written - ({wait!r} == "full ring"))), (written, len(lines))
+""",
+        env=elgate_daemon.env(),
+    )
+
+
+def test_signals_do_not_prolong_the_wait_for_a_daemon_that_is_gone(run_python: Run, elgate_daemon: Any) -> None:
+    path = elgate_daemon.route_dir / "file"
+    run_python(
+        f"""
+        import os, signal, elgate
+        assert elgate.patch_all()
+        file = open({str(path)!r}, "wb", buffering=0)
+        file.write(b"before")
+        os.kill({elgate_daemon.pid}, signal.SIGKILL)
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            assert error.errno == 5, error
+        else:
+            raise AssertionError("durable, without a daemon")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        """,
+        env={**elgate_daemon.env(), "ELGATE_RECONNECT_TIMEOUT_MS": "1000"},
+    )
+
+
 ENDINGS = {
     "closed": "file.close()",
     "not closed": "",
