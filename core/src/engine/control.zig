@@ -534,6 +534,7 @@ pub const Control = struct {
         const request = state.allocator.create(Request) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for a ring", .{});
         errdefer state.allocator.destroy(request);
         const made = try ServedRing.create(state.allocator, memory, index, &state.counters, failure);
+        made.takeOver();
         made.publisher.header().routes_generation = self.routes_generation;
         made.publisher.header().marks_generation = self.marks_generation;
         request.* = .{ .kind = .serve_ring, .session = 0, .ring = made };

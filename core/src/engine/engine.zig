@@ -130,6 +130,7 @@ pub const Engine = struct {
         try engine.control.publishRoutes(order, failure);
 
         engine.worker = try Worker.init(state, recovered, engine.log_lock_fd, failure);
+        shared.takeOver();
         engine.worker.serveRing(shared);
         var ready = std.Thread.ResetEvent{};
         var refused: i32 = 0;

@@ -14,12 +14,16 @@ const os = @import("os.zig");
 const Consumer = @import("consumer.zig").Consumer;
 const Counters = @import("counters.zig").Counters;
 const Publisher = @import("publisher.zig").Publisher;
-const RingMemory = @import("ring_memory.zig").RingMemory;
+const ring_memory = @import("ring_memory.zig");
+const RingMemory = ring_memory.RingMemory;
 const File = @import("files.zig").File;
 const Failure = @import("failure.zig").Failure;
 
 /// As many as one FUTEX_WAITV takes, less the worker's own doorbell.
 pub const rings_max = 127;
+
+/// Session number of rows whose session is gone while their thread lives.
+pub const orphaned: u64 = std.math.maxInt(u64);
 
 pub const Handle = struct {
     file: ?*File = null,
@@ -83,6 +87,7 @@ pub const ServedRing = struct {
     handle_used: std.StaticBitSet(positions.handles_max) = .initEmpty(),
     next_handle: u32 = 0,
 
+    taken_over: bool = false,
     /// Session that each row was given to; 0: free. Given by the control thread, freed by the worker.
     row_sessions: [ring.producer_rows]u64 = @splat(0),
 
@@ -127,6 +132,26 @@ pub const ServedRing = struct {
             .lines = lines,
         };
         return served;
+    }
+
+    /// What an earlier daemon left in the ring. Before anybody is let in: who gets a row of it then keeps it.
+    pub fn takeOver(served: *ServedRing) void {
+        assert(!served.taken_over);
+        served.taken_over = true;
+        // Whoever attached to an earlier daemon must attach anew: its handles are not in our table. Every claim
+        // that was made before its owner could see that stands below the head as it is read then.
+        for (0..ring.producer_rows) |row| {
+            @atomicStore(u64, &served.view.producerRow(@intCast(row)).session, 0, .seq_cst);
+        }
+        served.recovery_head = served.headPosition();
+        served.consumer.abortDeadClaims(served.recovery_head);
+        for (&served.row_sessions, 0..) |*session, row| {
+            const entry = served.view.producerRow(@intCast(row));
+            if (ring_memory.ownerOf(entry) == .living) {
+                session.* = orphaned;
+                served.rows_to_free += 1;
+            } else ring_memory.initMutex(entry);
+        }
     }
 
     pub fn destroy(served: *ServedRing, allocator: std.mem.Allocator) void {

@@ -144,23 +144,10 @@ pub const Worker = struct {
         };
     }
 
-    /// Before `run`, or from within: takes over what an earlier daemon left in a ring, and serves it.
+    /// Before `run`, or from within.
     pub fn serveRing(worker: *Worker, fresh: *ServedRing) void {
         assert(worker.ring_count < rings_max);
-        // Whoever attached to an earlier daemon must attach anew: its handles are not in our table. Every claim
-        // that was made before its owner could see that stands below the head as it is read then.
-        for (0..ring.producer_rows) |row| {
-            @atomicStore(u64, &fresh.view.producerRow(@intCast(row)).session, 0, .seq_cst);
-        }
-        fresh.recovery_head = fresh.headPosition();
-        fresh.consumer.abortDeadClaims(fresh.recovery_head);
-        for (&fresh.row_sessions, 0..) |*session, row| {
-            const entry = fresh.view.producerRow(@intCast(row));
-            if (ring_memory.ownerOf(entry) == .living) {
-                session.* = orphaned;
-                fresh.rows_to_free += 1;
-            } else ring_memory.initMutex(entry);
-        }
+        assert(fresh.taken_over);
         fresh.logged_positions = worker.recovered.takeLogged(fresh.uuid);
         worker.publishStart(fresh);
         worker.rings[worker.ring_count] = fresh;
@@ -1431,7 +1418,7 @@ pub const Worker = struct {
                     if (@atomicLoad(u64, session, .acquire) != request.session) continue;
                     // A thread may outlive its session (it closed the socket): its row waits for its end.
                     if (ring_memory.ownerOf(its.view.producerRow(@intCast(row))) == .living) {
-                        @atomicStore(u64, session, orphaned, .release);
+                        @atomicStore(u64, session, served_ring.orphaned, .release);
                         its.rows_to_free += 1;
                         continue;
                     }
@@ -1514,9 +1501,6 @@ pub const Worker = struct {
         file.native = native;
         for (file.handle_list.items) |entry| @atomicStore(positions.Native, &entry.state().native, native, .seq_cst);
     }
-
-    /// Session number of rows whose session is gone while their thread lives.
-    const orphaned: u64 = std.math.maxInt(u64);
 
     fn freeRow(its: *ServedRing, row: u32) void {
         ring_memory.initMutex(its.view.producerRow(row));
@@ -1601,7 +1585,7 @@ pub const Worker = struct {
             if (!each.lost and each.memory.isCutShort()) worker.loseRing(each);
             if (each.rows_to_free == 0) continue;
             for (&each.row_sessions, 0..) |*session, row| {
-                if (session.* != orphaned) continue;
+                if (session.* != served_ring.orphaned) continue;
                 if (ring_memory.ownerOf(each.view.producerRow(@intCast(row))) == .living) continue;
                 freeRow(each, @intCast(row));
                 each.rows_to_free -= 1;
