@@ -100,6 +100,11 @@ pub const File = struct {
     rewrite_lsn: u64 = 0,
     /// That is under way, up to here.
     rewriting: bool = false,
+    /// A sync of it has failed: pages in memory may be taken for written that the disk has never had. While it is being
+    /// rewritten, its lane's.
+    pages_suspect: bool = false,
+    /// It was said that somebody holds them.
+    pages_held: bool = false,
     rewrite_to_lsn: u64 = 0,
     rewrite_pause_ns: u64 = 0,
     rewrite_at_ns: u64 = 0,
@@ -148,12 +153,25 @@ pub fn openAgain(fd: i32, access: std.posix.ACCMODE) ?i32 {
 /// Before a file is written again after a failure: pages that the kernel failed to write, and counts as written since,
 /// go, so that they are read from the disk. (Seen on ext4: such a page's blocks stay marked as never written, and what
 /// is written to it again, and synced with success, reads as zeros once the page is gone.) Errno, or 0.
-pub fn dropPages(sync_fd: i32) i32 {
+///
+/// A page that somebody holds stays: one that is mapped, above all. `all`: then that is an error, EBUSY.
+pub fn dropPages(sync_fd: i32, which: enum { all, what_can_go }) i32 {
     // Only what is clean can go.
     const errno = os.check(linux.fdatasync(sync_fd)).err();
     if (errno != 0) return errno;
     const dont_need = 4;
-    return os.check(linux.fadvise(sync_fd, 0, 0, dont_need)).err();
+    const dropped = os.check(linux.fadvise(sync_fd, 0, 0, dont_need)).err();
+    if (dropped != 0 or which == .what_can_go) return dropped;
+    return if (hasPages(sync_fd)) @intFromEnum(linux.E.BUSY) else 0;
+}
+
+/// Whether some of the file is in the page cache. false where the kernel does not tell (before Linux 6.5).
+fn hasPages(fd: i32) bool {
+    const cachestat = 451; // on every architecture
+    const range = extern struct { offset: u64, length: u64 }{ .offset = 0, .length = 0 };
+    var counts: extern struct { cached: u64, dirty: u64, writeback: u64, evicted: u64, recently_evicted: u64 } = undefined;
+    const asked = os.check(linux.syscall4(@enumFromInt(cachestat), @as(usize, @bitCast(@as(isize, fd))), @intFromPtr(&range), @intFromPtr(&counts), 0));
+    return asked == .value and counts.cached > 0;
 }
 
 /// Closes what a File holds.

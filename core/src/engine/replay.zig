@@ -147,8 +147,9 @@ pub const Replay = struct {
         if (file.failed_errno != 0) return; // in order, or not at all
         if (!known.written) {
             // The daemon before may have been killed while a sync of its was failing.
-            const dropped = files.dropPages(file.sync_fd);
+            const dropped = files.dropPages(file.sync_fd, .what_can_go);
             known.written = true;
+            file.pages_suspect = dropped != 0;
             if (dropped != 0) return replay.noteApplied(file, dropped, header.lsn, 1, payload.len);
         }
         if (kind == .write and payload.len <= run_bytes_max) return replay.gather(file, header, payload);

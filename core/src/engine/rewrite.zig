@@ -39,8 +39,11 @@ const Writing = struct {
 fn rewrite(file: *File) i32 {
     assert(file.rewrite_lsn > 0);
     // The control thread may have closed the file for writing, since nobody has it open any more.
-    const dropped = files.dropPages(file.sync_fd);
-    if (dropped != 0) return dropped;
+    const dropped = files.dropPages(file.sync_fd, if (file.pages_suspect) .all else .what_can_go);
+    if (dropped != 0) {
+        file.pages_suspect = true;
+        return dropped;
+    }
     // Where its mode was changed since, what was open before still writes.
     const own = files.openAgain(file.sync_fd, .WRONLY);
     defer if (own) |fd| os.close(fd);
@@ -52,7 +55,9 @@ fn rewrite(file: *File) i32 {
         error.OutOfMemory => @intFromEnum(linux.E.NOMEM),
         else => |other| storage_module.errnoOf(other),
     };
-    return os.check(linux.fdatasync(file.sync_fd)).err();
+    const errno = os.check(linux.fdatasync(file.sync_fd)).err();
+    if (errno != 0) file.pages_suspect = true;
+    return errno;
 }
 
 /// Brings one record into its target; what is no change of a file's content is left out. Errno, or 0.

@@ -1112,6 +1112,7 @@ pub const Worker = struct {
         const route = worker.state.route(file.route);
         worker.state.counters.add(.target_sync_failures_total, 1);
         worker.state.events.post(.@"error", "target_sync_failed", .{ .route = route.name, .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
+        file.pages_suspect = true;
         // With nothing unsynced there is nothing to be written again, only to be synced.
         Applier.giveUp(file, if (file.unsynced_lsn != 0) file.unsynced_lsn else route.log.nextLsn());
         if (file.failed_errno == 0) worker.failFile(file, errno);
@@ -1175,6 +1176,10 @@ pub const Worker = struct {
                 if (errno != 0) {
                     file.rewrite_pause_ns = @min(2 * file.rewrite_pause_ns, rewrite_pause_ns_max);
                     file.rewrite_at_ns = os.monotonicNs() + file.rewrite_pause_ns;
+                    if (errno == @intFromEnum(linux.E.BUSY) and !file.pages_held) {
+                        file.pages_held = true;
+                        worker.state.events.post(.warning, "target_pages_held", .{ .path = file.identity.pathText() });
+                    }
                     return;
                 }
                 // The next checkpoint syncs it once more, and moves on.
@@ -1186,6 +1191,8 @@ pub const Worker = struct {
                 }
                 file.rewrite_lsn = 0;
                 file.failed_errno = 0;
+                file.pages_suspect = false;
+                file.pages_held = false;
                 worker.failed_files -= 1;
                 route.failed_files -= 1;
                 worker.state.events.post(.info, "target_recovered", .{ .path = file.identity.pathText() });
