@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from formats import LOG
+
 from elgate.daemon.child import ChildDaemon
 
 LIMIT_S = 20.0
@@ -50,6 +52,14 @@ def wait_until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not so after {limit_s:g} s"
         time.sleep(0.002)
+
+
+def cursor_of(daemon: ChildDaemon) -> tuple[int, int]:
+    """applied_lsn and durable_lsn of the newer block of the checkpoint."""
+    raw = (daemon.wal_dir / "files" / "checkpoint").read_bytes()
+    layout = LOG["Checkpoint"]
+    base = max((0, 4096), key=lambda at: layout.get(raw, at, "sequence"))
+    return layout.get(raw, base, "applied_lsn"), layout.get(raw, base, "durable_lsn")
 
 
 class Appender:
@@ -123,5 +133,60 @@ class Appender:
         return missing
 
     def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+PROGRAM = """
+import os, shutil, sys
+import elgate
+assert elgate.patch_all()
+for line in sys.stdin:
+    try:
+        exec(line, globals())
+        print("done", flush=True)
+    except OSError as error:
+        print(error.errno, flush=True)
+"""
+
+
+class Program:
+    """Does what it is told, a line of Python at a time; `os`, `shutil` and `elgate` are at hand, and names last."""
+
+    def __init__(self, daemon: ChildDaemon) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**daemon.env(), "ELGATE_FALLBACK": "wait"},
+        )
+        self.answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.answers.put(line.strip())
+
+    def errno_of(self, line: str, limit_s: float = LIMIT_S) -> int:
+        """0, or that of the OSError that it raised."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        try:
+            said = self.answers.get(timeout=limit_s)
+        except queue.Empty:
+            raise AssertionError(f"{line}: no answer after {limit_s:g} s") from None
+        return 0 if said == "done" else int(said)
+
+    def do(self, line: str) -> None:
+        result = self.errno_of(line)
+        assert result == 0, f"{line}: {errno.errorcode[result]}"
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from formats import ENUMERATIONS, LOG, state_word
+from formats import ENUMERATIONS, state_word
+from programs import cursor_of
 from rawclient import SLOTS, RawClient
 
 from elgate.daemon.child import ChildDaemon
@@ -236,14 +237,6 @@ def test_an_append_does_not_take_the_place_of_what_a_replay_could_not_write(elga
 
 
 # ---- a log that fails ---------------------------------------------------------------------------------------------
-
-
-def cursor_of(daemon: ChildDaemon) -> tuple[int, int]:
-    """applied_lsn and durable_lsn of the newer block of the checkpoint."""
-    raw = (daemon.wal_dir / "files" / "checkpoint").read_bytes()
-    layout = LOG["Checkpoint"]
-    base = max((0, 4096), key=lambda at: layout.get(raw, at, "sequence"))
-    return layout.get(raw, base, "applied_lsn"), layout.get(raw, base, "durable_lsn")
 
 
 @pytest.mark.elgate(wal={"checkpoint_interval": "100ms"})

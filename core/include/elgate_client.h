@@ -111,6 +111,13 @@ int elgate_flags_changed(int fd);
 /* Drains, fences (nothing older is ever replayed), and leaves the file native for good. */
 int elgate_go_native(int fd, int reason);
 
+/* Before rename(2) and unlink(2): the log hears of it first, durably, if it concerns a file that the log has something
+ * for (it carries the attribute user.elgate), or a directory that such files may lie below. A replay then finds them
+ * under either name. 0: nothing to say; 1: it is said; -errno: it could not be, and the caller must not do it. If what
+ * was said does not happen after all, say that each file is renamed to the name that it has. */
+int elgate_before_rename(const char *old_path, const char *new_path);
+int elgate_before_unlink(const char *path);
+
 /* Explicit appends: as write with O_APPEND, but returns at once with a ticket to wait on. `fd` must be routed. */
 int elgate_append(int fd, const void *buffer, size_t length_bytes, uint64_t *ticket);
 /* Waits until the operation behind `ticket` has reached `level`; timeout_ms < 0: the process's limit. Whoever waits for

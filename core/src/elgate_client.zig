@@ -3,6 +3,7 @@
 const std = @import("std");
 const linux = std.os.linux;
 const files = @import("client/files.zig");
+const names = @import("client/names.zig");
 const path_module = @import("client/path.zig");
 const session_module = @import("client/session.zig");
 const system = @import("client/system.zig");
@@ -127,6 +128,14 @@ pub export fn elgate_flags_changed(fd: c_int) c_int {
 
 pub export fn elgate_go_native(fd: c_int, reason: c_int) c_int {
     return files.goNative(fd, @enumFromInt(@as(u32, @bitCast(reason))));
+}
+
+pub export fn elgate_before_rename(old: ?[*:0]const u8, new: ?[*:0]const u8) c_int {
+    return names.beforeRename(old orelse return 0, new orelse return 0);
+}
+
+pub export fn elgate_before_unlink(path: ?[*:0]const u8) c_int {
+    return names.beforeUnlink(path orelse return 0);
 }
 
 pub export fn elgate_append(fd: c_int, buffer: ?*const anyopaque, length_bytes: usize, ticket: ?*u64) c_int {

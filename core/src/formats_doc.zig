@@ -105,9 +105,10 @@ pub fn write(out: *Writer) Writer.Error!void {
     , .{ control.version, control.message_bytes_max });
     try enumeration(out, "MessageHeader.kind", control.Kind);
     try structure(out, "MessageHeader", control.MessageHeader);
-    inline for (.{ "Hello", "Welcome", "AttachThread", "ThreadAttached", "RegisterFile", "FileRegistered", "ReleaseFile", "FenceFile", "FetchRoutes", "Routes", "Done", "Refused" }) |name| {
+    inline for (.{ "Hello", "Welcome", "AttachThread", "ThreadAttached", "RegisterFile", "FileRegistered", "ReleaseFile", "FenceFile", "DrainFile", "ChangeName", "FetchRoutes", "Routes", "Done", "Refused" }) |name| {
         try structure(out, name, @field(control, name));
     }
+    try enumeration(out, "ChangeName.change", control.NameChange);
     try enumeration(out, "Refused.refusal", control.Refusal);
     try out.print(
         \\## Log

@@ -265,7 +265,7 @@ fn warnMarked(fd: i32) void {
     warnOnce(&warned_marked, "{s} carries the mark of a log (attribute user.elgate), which may hold more than the file does, and its daemon does not serve this process: it is not written past it, and operations on it fail with EIO. More of these are not printed", .{path_module.ofDescriptor(fd, &buffer) orelse "a file"});
 }
 
-fn errnoOf(err: session_module.Error) i32 {
+pub fn errnoOf(err: session_module.Error) i32 {
     return switch (err) {
         error.Lost, error.Refused => system.negative(.IO),
         error.HeldByThisThread => system.negative(.DEADLK),

@@ -783,3 +783,56 @@ test "RLIMIT_FSIZE is the kernel's business: near it the file goes native" {
     try testing.expectEqual(harness.native, library.elgate_ftruncate(log, (64 << 20) + 1));
     try testing.expectEqual(0, harness.close(log));
 }
+
+test "a change of a marked file's name is said before it is made, and of no other" {
+    const fixture = try Fixture.init(&everything);
+    defer fixture.deinit();
+    const daemon = fixture.daemon;
+    const here = fixture.path("here");
+    const there = fixture.path("there");
+    const fd = try fixture.create("here", false);
+    // Not registered yet: nothing of it is in any log.
+    try testing.expectEqual(0, library.elgate_before_rename(&here, &there));
+    try testing.expectEqual(0, library.elgate_before_unlink(&here));
+    try testing.expectEqual(1, harness.write(fd, "x"));
+    try testing.expectEqual(1, library.elgate_before_rename(&here, &there));
+    try testing.expectEqual(1, daemon.count("names_moved"));
+    try testing.expectEqualStrings("there", daemon.last_name[0..daemon.last_name_length]);
+    _ = fake.check(linux.rename(&here, &there));
+    // Whoever has it open: the mark tells.
+    try testing.expectEqual(0, harness.close(fd));
+    try testing.expectEqual(1, library.elgate_before_unlink(&there));
+    try testing.expectEqual(1, daemon.count("names_removed"));
+    // What it would take the place of goes; a name that is the same goes nowhere.
+    const plain = fixture.path("plain");
+    _ = linux.close(@intCast(fake.check(linux.open(&plain, .{ .ACCMODE = .WRONLY, .CREAT = true }, 0o600))));
+    try testing.expectEqual(1, library.elgate_before_rename(&plain, &there));
+    try testing.expectEqual(2, daemon.count("names_removed"));
+    try testing.expectEqual(1, daemon.count("names_moved"));
+    try testing.expectEqual(1, library.elgate_before_rename(&there, &there));
+    try testing.expectEqual(2, daemon.count("names_removed"));
+    try testing.expectEqual(2, daemon.count("names_moved"));
+    // The native call says it better.
+    try testing.expectEqual(0, library.elgate_before_rename(&fixture.path("absent"), &plain));
+    try testing.expectEqual(0, library.elgate_before_rename(&there, &fixture.path("absent/there")));
+    // A directory, but none that no route can be below.
+    const directory = fixture.path("directory");
+    _ = fake.check(linux.mkdir(&directory, 0o700));
+    try testing.expectEqual(1, library.elgate_before_rename(&directory, &fixture.path("moved/")));
+    try testing.expectEqualStrings("moved", daemon.last_name[0..daemon.last_name_length]);
+    // Refused: it must not be done.
+    @atomicStore(u32, &daemon.refuse, @intFromEnum(control.Refusal.log_failed), .seq_cst);
+    try testing.expectEqual(errno(.NOSPC), library.elgate_before_unlink(&there));
+    try testing.expectEqual(errno(.NOSPC), library.elgate_before_rename(&there, &here));
+    try testing.expectEqual(0, library.elgate_before_unlink(&plain));
+}
+
+test "directories that no route's files can be below are renamed without a word" {
+    const fixture = try Fixture.init(&.{.{ .name = "logs", .pattern = "/logs/*.log" }});
+    defer fixture.deinit();
+    for ([_][]const u8{ "logs", "other" }, [_]c_int{ 1, 0 }) |name, expected| {
+        const directory = fixture.path(name);
+        _ = fake.check(linux.mkdir(&directory, 0o700));
+        try testing.expectEqual(expected, library.elgate_before_rename(&directory, &fixture.path("new")));
+    }
+}

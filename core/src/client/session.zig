@@ -592,7 +592,7 @@ pub const Session = struct {
         const previous = if (session.ring) |current| descriptorOf(current) else null;
         var descriptors: [control.descriptors_max]i32 = undefined;
         var refusal: Refusal = undefined;
-        const welcome = session.exchange(control.Hello, &hello, .hello, previous, control.Welcome, .welcome, &descriptors, &refusal) catch |err| {
+        const welcome = session.exchange(control.Hello, &hello, .hello, if (previous) |known| &.{known} else &.{}, control.Welcome, .welcome, &descriptors, &refusal) catch |err| {
             session.connect_errno = .PROTO;
             switch (err) {
                 error.Refused => {
@@ -813,7 +813,7 @@ pub const Session = struct {
             const row = session.takeFreeRow() orelse blk: {
                 var request = std.mem.zeroes(control.AttachThread);
                 request.thread_id = @bitCast(linux.gettid());
-                const answer = try session.exchange(control.AttachThread, &request, .attach_thread, null, control.ThreadAttached, .thread_attached, &.{}, refusal);
+                const answer = try session.exchange(control.AttachThread, &request, .attach_thread, &.{}, control.ThreadAttached, .thread_attached, &.{}, refusal);
                 break :blk answer.row;
             };
             if (row >= ring.producer_rows) {
@@ -892,7 +892,7 @@ pub const Session = struct {
         const flags = entry.flags;
         var request = std.mem.zeroes(control.RegisterFile);
         request.route = entry.route;
-        const answer = try session.exchange(control.RegisterFile, &request, .register_file, fd, control.FileRegistered, .file_registered, &.{}, refusal);
+        const answer = try session.exchange(control.RegisterFile, &request, .register_file, &.{fd}, control.FileRegistered, .file_registered, &.{}, refusal);
         if (answer.handle >= positions.handles_max or answer.route >= positions.routes_max) {
             session.drop();
             return error.Lost;
@@ -921,7 +921,7 @@ pub const Session = struct {
         request.file_id = file_id;
         request.handle = handle;
         var refusal: Refusal = undefined;
-        _ = try session.exchange(control.ReleaseFile, &request, .release_file, null, control.Done, .file_released, &.{}, &refusal);
+        _ = try session.exchange(control.ReleaseFile, &request, .release_file, &.{}, control.Done, .file_released, &.{}, &refusal);
     }
 
     pub fn fenceFile(session: *Session, sequence: u32, file_id: u64, handle: u32, reason: u32, refusal: *Refusal) Error!void {
@@ -932,7 +932,7 @@ pub const Session = struct {
         request.file_id = file_id;
         request.handle = handle;
         request.reason = reason;
-        _ = try session.exchange(control.FenceFile, &request, .fence_file, null, control.Done, .file_fenced, &.{}, refusal);
+        _ = try session.exchange(control.FenceFile, &request, .fence_file, &.{}, control.Done, .file_fenced, &.{}, refusal);
     }
 
     /// What every process has written to the file behind `fd`, and whose write has returned, is in it.
@@ -941,7 +941,33 @@ pub const Session = struct {
         defer session.lock.release();
         if (session.state != .connected) return error.Lost;
         var request = std.mem.zeroes(control.DrainFile);
-        _ = try session.exchange(control.DrainFile, &request, .drain_file, fd, control.Done, .file_drained, &.{}, refusal);
+        _ = try session.exchange(control.DrainFile, &request, .drain_file, &.{fd}, control.Done, .file_drained, &.{}, refusal);
+    }
+
+    /// The log knows of it. `passed`: the file or directory, and where it gets another name, that one's directory.
+    pub fn changeName(session: *Session, change: control.NameChange, passed: []const i32, name: []const u8, refusal: *Refusal) Error!void {
+        try session.lock.acquire();
+        defer session.lock.release();
+        if (session.state != .connected) return error.Lost;
+        var request = std.mem.zeroes(control.ChangeName);
+        request.change = change;
+        request.name_length = @intCast(name.len);
+        @memcpy(request.name[0..name.len], name);
+        _ = try session.exchange(control.ChangeName, &request, .change_name, passed, control.Done, .name_noted, &.{}, refusal);
+    }
+
+    /// Whether a route's files may lie below a directory, by what stands before the first wildcard.
+    pub fn mayMatchBelow(session: *Session, directory: []const u8) bool {
+        session.lock.acquire() catch return false;
+        defer session.lock.release();
+        const table = session.table orelse return false;
+        for (0..table.header().count) |index| {
+            const pattern = table.pattern(table.entry(@intCast(index)));
+            const literal = pattern[0 .. std.mem.indexOfAny(u8, pattern, routes.wildcards) orelse pattern.len];
+            const common = @min(literal.len, directory.len);
+            if (std.mem.eql(u8, literal[0..common], directory[0..common])) return true;
+        }
+        return false;
     }
 
     /// The route that an absolute, symlink-free path is on.
@@ -980,7 +1006,7 @@ pub const Session = struct {
         var request = std.mem.zeroes(control.FetchRoutes);
         var descriptors: [1]i32 = undefined;
         var refusal: Refusal = undefined;
-        const answer = session.exchange(control.FetchRoutes, &request, .fetch_routes, null, control.Routes, .routes, &descriptors, &refusal) catch |err| {
+        const answer = session.exchange(control.FetchRoutes, &request, .fetch_routes, &.{}, control.Routes, .routes, &descriptors, &refusal) catch |err| {
             // Refused: the table before stays in force. Not what somebody else asked for was refused.
             if (err == error.Refused) return;
             return err;
@@ -1002,7 +1028,7 @@ pub const Session = struct {
         comptime Request: type,
         request: *Request,
         kind: control.Kind,
-        fd: ?i32,
+        passed: []const i32,
         comptime Answer: type,
         answer_kind: control.Kind,
         descriptors: []i32,
@@ -1018,7 +1044,7 @@ pub const Session = struct {
             .sequence = session.message_sequence,
         };
         var received: Received = .{};
-        session.converse(std.mem.asBytes(request), fd, &received, session.patienceNs(kind)) catch {
+        session.converse(std.mem.asBytes(request), passed, &received, session.patienceNs(kind)) catch {
             received.closeAll();
             session.drop();
             return error.Lost;
@@ -1064,28 +1090,28 @@ pub const Session = struct {
     fn patienceNs(session: *const Session, kind: control.Kind) u64 {
         const short: u64 = answer_timeout_ms * std.time.ns_per_ms;
         return switch (kind) {
-            .register_file, .release_file, .fence_file, .drain_file => @max(short, session.reconnect_limit_ns),
+            .register_file, .release_file, .fence_file, .drain_file, .change_name => @max(short, session.reconnect_limit_ns),
             else => short,
         };
     }
 
-    fn converse(session: *Session, request: []const u8, fd: ?i32, received: *Received, patience_ns: u64) error{Broken}!void {
+    fn converse(session: *Session, request: []const u8, passed: []const i32, received: *Received, patience_ns: u64) error{Broken}!void {
         const socket = session.control_fd;
         if (socket < 0 or !session.controlIsOurs(socket)) return error.Broken;
 
-        var out = extern struct { header: ControlHeader, descriptor: i32, padding: i32 }{
-            .header = .{ .length = @sizeOf(ControlHeader) + @sizeOf(i32), .level = linux.SOL.SOCKET, .kind = SCM_RIGHTS },
-            .descriptor = fd orelse -1,
-            .padding = 0,
+        var out = extern struct { header: ControlHeader, descriptors: [control.descriptors_max + 1]i32 }{
+            .header = .{ .length = @sizeOf(ControlHeader) + passed.len * @sizeOf(i32), .level = linux.SOL.SOCKET, .kind = SCM_RIGHTS },
+            .descriptors = @splat(-1),
         };
+        @memcpy(out.descriptors[0..passed.len], passed);
         const out_vector = [1]std.posix.iovec_const{.{ .base = request.ptr, .len = request.len }};
         const out_message = linux.msghdr_const{
             .name = null,
             .namelen = 0,
             .iov = &out_vector,
             .iovlen = 1,
-            .control = if (fd == null) null else &out,
-            .controllen = if (fd == null) 0 else @sizeOf(@TypeOf(out)),
+            .control = if (passed.len == 0) null else &out,
+            .controllen = if (passed.len == 0) 0 else std.mem.alignForward(usize, out.header.length, @sizeOf(usize)),
             .flags = 0,
         };
         while (true) {

@@ -19,6 +19,7 @@ const Route = @import("route.zig").Route;
 const Request = @import("requests.zig").Request;
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
+const names = @import("names.zig");
 const served_ring = @import("served_ring.zig");
 const ServedRing = served_ring.ServedRing;
 const RingMemory = @import("ring_memory.zig").RingMemory;
@@ -38,6 +39,9 @@ const Session = struct {
     /// The socket is gone; freed when the worker has answered what is still with it.
     closed: bool = false,
     outstanding: u32 = 0,
+    /// Parts of a change of names that are still to be logged; and why one of them was not.
+    changes: u32 = 0,
+    change_errno: i32 = 0,
     handles: std.ArrayListUnmanaged(OpenHandle) = .empty,
 };
 
@@ -218,6 +222,7 @@ pub const Control = struct {
             if (handle.releasing) continue; // asked for before its owner went away
             self.ask(session, .{ .kind = .release, .session = session.id, .ring = its, .file = handle.file, .handle = handle.index }) catch continue;
         }
+        self.keepNames(session);
         self.ask(session, .{ .kind = .forget_session, .session = session.id, .ring = its }) catch {};
     }
 
@@ -409,6 +414,14 @@ pub const Control = struct {
             .fence_file => if (message.as(control.FenceFile)) |asked| return self.askForHandle(session, sequence, .fence, asked.handle, asked.file_id, asked.reason),
             .drain_file => if (message.as(control.DrainFile)) |_| {
                 if (message.descriptor_count == 1) return self.drainFile(session, sequence, message.descriptors[0]);
+            },
+            .change_name => if (message.as(control.ChangeName)) |asked| {
+                const descriptors = message.descriptors[0..message.descriptor_count];
+                switch (asked.change) {
+                    .moved => if (descriptors.len == 2 and isName(asked)) return self.nameMoves(session, asked, descriptors[0], descriptors[1]),
+                    .removed => if (descriptors.len == 1) return self.nameGoes(session, sequence, descriptors[0]),
+                    _ => {},
+                }
             },
             .fetch_routes => if (message.as(control.FetchRoutes)) |_| {
                 return self.reply(session, .routes, sequence, control.Routes{ .header = undefined, .routes_bytes = self.table_memory.len }, &.{self.routes_fd});
@@ -688,8 +701,102 @@ pub const Control = struct {
             return self.reply(session, .file_drained, sequence, control.Done{ .header = undefined }, &.{});
         self.ask(session, .{ .kind = .drain, .session = session.id, .sequence = sequence, .file = file }) catch
             return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
-        file.drains += 1;
+        file.questions += 1;
         self.suspendReading(session);
+    }
+
+    fn isName(asked: *const control.ChangeName) bool {
+        if (asked.name_length == 0 or asked.name_length > control.name_bytes_max) return false;
+        return std.mem.indexOfAny(u8, asked.name[0..asked.name_length], "/\x00") == null;
+    }
+
+    /// A file, or a directory above files, is about to get another name. What is not ours to find again needs none.
+    fn nameMoves(self: *Control, session: *Session, asked: *const control.ChangeName, client_fd: i32, directory_fd: i32) void {
+        const sequence = asked.header.sequence;
+        const change = self.state.allocator.create(names.Change) catch return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
+        defer self.state.allocator.destroy(change);
+        change.* = .{};
+        const directory = os.pathOf(directory_fd, &change.path_buffer) orelse return self.refuse(session, sequence, .not_on_a_route, @intFromEnum(linux.E.NOENT));
+        const name = asked.name[0..asked.name_length];
+        const at = if (directory.len == 1) 0 else directory.len;
+        if (at + 1 + name.len >= change.path_buffer.len) return self.refuse(session, sequence, .not_on_a_route, @intFromEnum(linux.E.NAMETOOLONG));
+        change.path_buffer[at] = '/';
+        @memcpy(change.path_buffer[at + 1 ..][0..name.len], name);
+        change.path_length = at + 1 + name.len;
+        const stat = switch (os.statOf(client_fd)) {
+            .stat => |stat| stat,
+            .errno => |errno| return self.refuse(session, sequence, .not_a_regular_file, errno),
+        };
+        session.change_errno = 0;
+        if (stat.isDirectory()) {
+            const below = os.pathOf(client_fd, &change.below_buffer) orelse return self.refuse(session, sequence, .not_on_a_route, @intFromEnum(linux.E.NOENT));
+            change.below_length = below.len;
+            for (0..self.state.routeCount()) |route| self.askToChange(session, .{ .kind = .moved_below, .session = session.id, .sequence = sequence, .route = @intCast(route) }, change);
+        } else if (self.registry.get(.{ .device = stat.device, .inode = stat.inode })) |file| {
+            file.removal_said_by = 0;
+            self.askToChange(session, .{ .kind = .moved, .session = session.id, .sequence = sequence, .file = file }, change);
+        }
+        self.awaitChanges(session, sequence);
+    }
+
+    /// A file is about to lose the name that it has.
+    fn nameGoes(self: *Control, session: *Session, sequence: u32, client_fd: i32) void {
+        const stat = switch (os.statOf(client_fd)) {
+            .stat => |stat| stat,
+            .errno => |errno| return self.refuse(session, sequence, .not_a_regular_file, errno),
+        };
+        session.change_errno = 0;
+        if (self.registry.get(.{ .device = stat.device, .inode = stat.inode })) |file| {
+            file.removal_said_by = session.id;
+            self.askToChange(session, .{ .kind = .removed, .session = session.id, .sequence = sequence, .file = file }, null);
+        }
+        self.awaitChanges(session, sequence);
+    }
+
+    fn askToChange(self: *Control, session: *Session, request: Request, change: ?*const names.Change) void {
+        var asked = request;
+        if (change) |given| {
+            const own = self.state.allocator.create(names.Change) catch {
+                session.change_errno = @intFromEnum(linux.E.NOMEM);
+                return;
+            };
+            own.* = given.*;
+            asked.change = own;
+        }
+        self.ask(session, asked) catch {
+            if (asked.change) |own| self.state.allocator.destroy(own);
+            session.change_errno = @intFromEnum(linux.E.NOMEM);
+            return;
+        };
+        session.changes += 1;
+        if (request.file) |file| file.questions += 1;
+    }
+
+    fn awaitChanges(self: *Control, session: *Session, sequence: u32) void {
+        if (session.changes > 0) self.suspendReading(session) else self.changesNoted(session, sequence);
+    }
+
+    fn changesNoted(self: *Control, session: *Session, sequence: u32) void {
+        if (session.closed) return;
+        if (session.change_errno != 0) return self.refuse(session, sequence, .log_failed, session.change_errno);
+        self.reply(session, .name_noted, sequence, control.Done{ .header = undefined }, &.{});
+    }
+
+    /// Of a client that is gone: what it was about to remove and has not removed has its name still.
+    fn keepNames(self: *Control, session: *Session) void {
+        var known = self.registry.valueIterator();
+        while (known.next()) |entry| {
+            const file = entry.*;
+            if (file.removal_said_by != session.id) continue;
+            file.removal_said_by = 0;
+            if (os.linksOf(file.fd) orelse 0 == 0) continue;
+            const change = self.state.allocator.create(names.Change) catch continue;
+            defer self.state.allocator.destroy(change);
+            change.* = .{};
+            const path = os.pathOf(file.fd, &change.path_buffer) orelse continue;
+            change.path_length = path.len;
+            self.askToChange(session, .{ .kind = .moved, .session = session.id, .file = file }, change);
+        }
     }
 
     fn takeHandle(its: *ServedRing) ?u32 {
@@ -788,12 +895,12 @@ pub const Control = struct {
         switch (request.kind) {
             .offer_file => {
                 // Opened again meanwhile: then the worker is told that nothing comes of it.
-                const wanted = request.file.?.handles != 0 or request.file.?.drains != 0;
+                const wanted = request.file.?.handles != 0 or request.file.?.questions != 0;
                 request.* = .{ .kind = .forget_file, .session = 0, .file = request.file, .errno = if (wanted) @intFromEnum(linux.E.BUSY) else 0 };
                 return state.postToWorker(request);
             },
             .forget_file => {
-                if (request.errno == 0 and request.file.?.handles == 0 and request.file.?.drains == 0) self.forgetFile(request.file.?);
+                if (request.errno == 0 and request.file.?.handles == 0 and request.file.?.questions == 0) self.forgetFile(request.file.?);
                 return state.allocator.destroy(request);
             },
             .serve_ring => return state.allocator.destroy(request),
@@ -836,7 +943,9 @@ pub const Control = struct {
             },
             .fence => {
                 const file = request.file.?;
-                state.events.post(.info, "file_went_native", .{ .session = session.id, .path = file.identity.pathText(), .reason = request.reason, .errno = request.errno });
+                var path: [4096]u8 = undefined;
+                const text: []const u8 = os.pathOf(file.fd, &path) orelse "?";
+                state.events.post(.info, "file_went_native", .{ .session = session.id, .path = text, .reason = request.reason, .errno = request.errno });
                 // With a session that has closed, its release may have been served, and another routed since.
                 if (request.native and !session.closed) closeForWriting(file);
                 if (!session.closed) {
@@ -846,12 +955,20 @@ pub const Control = struct {
                 }
             },
             .drain => {
-                request.file.?.drains -= 1;
+                request.file.?.questions -= 1;
                 if (!session.closed) {
                     if (request.errno != 0) {
                         self.refuse(session, request.sequence, .log_failed, request.errno);
                     } else self.reply(session, .file_drained, request.sequence, control.Done{ .header = undefined }, &.{});
                 }
+            },
+            .moved, .moved_below, .removed => {
+                if (request.file) |file| file.questions -= 1;
+                if (request.change) |change| state.allocator.destroy(change);
+                if (request.errno != 0) session.change_errno = request.errno;
+                session.changes -= 1;
+                if (session.changes > 0) return; // it waits for all of them
+                self.changesNoted(session, request.sequence);
             },
             .forget_session => {},
             .offer_file, .forget_file, .serve_ring, .leave_ring, .ring_lost => unreachable,
@@ -889,6 +1006,7 @@ pub const Control = struct {
         files.closeDescriptors(file);
         file.handle_list.deinit(state.allocator);
         file.deferred.deinit(state.allocator);
+        file.naming.deinit(state.allocator);
         state.allocator.destroy(file);
     }
 

@@ -314,13 +314,14 @@ pub const Engine = struct {
             state.counters.add(.replayed_records_total, replay.records);
             state.counters.add(.replayed_bytes_total, replay.bytes);
             const incomplete = recovery.missing_records > 0;
-            if (replay.records > 0 or replay.quarantined > 0 or incomplete) {
+            if (replay.records > 0 or replay.quarantined > 0 or replay.removed > 0 or incomplete) {
                 state.events.post(if (incomplete) .@"error" else .info, "log_replayed", .{
                     .route = route.name,
                     .records = replay.records,
                     .bytes = replay.bytes,
                     .milliseconds = (os.monotonicNs() - replay.begun_ns) / std.time.ns_per_ms,
                     .quarantined = replay.quarantined,
+                    .of_removed_files = replay.removed,
                     .missing = recovery.missing_records,
                     .receipt = recovery.receipt_name,
                 });

@@ -16,6 +16,7 @@ const Log = @import("wal/log.zig").Log;
 const HandleRef = @import("served_ring.zig").HandleRef;
 const ServedRing = @import("served_ring.zig").ServedRing;
 const Item = @import("consumer.zig").Item;
+const names = @import("names.zig");
 
 pub const Identity = struct {
     blob: wal.FileIdentity,
@@ -64,8 +65,10 @@ pub const File = struct {
 
     // Control thread.
     handles: u32 = 0,
-    /// Drains that the worker has not answered: it must know the file until then.
-    drains: u32 = 0,
+    /// Drains, and changes of its name, that the worker has not answered: it must know the file until then.
+    questions: u32 = 0,
+    /// The session that was about to remove it last: see `Control.keepNames`.
+    removal_said_by: u64 = 0,
     open_for_writing: bool = false,
 
     // Worker thread.
@@ -116,6 +119,10 @@ pub const File = struct {
     offered: bool = false,
     /// Its identity stands in the log above the checkpoint.
     identity_lsn: u64 = 0,
+    /// What has been said of its name, and is not so yet for all that is known: see names.zig.
+    naming: names.Naming = .{},
+    /// The errand's: what it synced was the name too.
+    name_synced: bool = false,
     handle_list: std.ArrayListUnmanaged(HandleRef) = .empty,
     /// Link in the worker's list of files that it knows.
     known: bool = false,
@@ -279,7 +286,8 @@ pub fn unmark(fd: i32) void {
     _ = os.check(linux.syscall2(.fremovexattr, @as(usize, @bitCast(@as(isize, fd))), @intFromPtr(wal.attribute_name)));
 }
 
-fn syncParent(path: []const u8) i32 {
+/// Makes the name durable. Errno, or 0.
+pub fn syncParent(path: []const u8) i32 {
     var buffer: [4096]u8 = undefined;
     const parent = std.fs.path.dirname(path) orelse "/";
     if (parent.len >= buffer.len) return @intFromEnum(linux.E.NAMETOOLONG);
@@ -293,18 +301,54 @@ fn syncParent(path: []const u8) i32 {
     return os.check(linux.fsync(fd)).err();
 }
 
-/// Finds the inode that an identity names, for replay: by its path, by the kernel's handle where permitted,
-/// or by looking through the directory where it last was. Only that very inode will do: same number, same
-/// generation, and our attribute with this file id on it.
-pub fn find(identity: *const Identity, log_uuid: [16]u8, file_id: u64) ?i32 {
+/// Directories of former names that are looked through; the others' paths are tried all the same.
+const directories_searched_max = 8;
+
+/// Finds the inode that an identity names, for replay: by its path, by those that it may have got since (the newest
+/// last), by the kernel's handle where permitted, or by looking through the directories of all these. Only that very
+/// inode will do: same number, same generation, and our attribute with this file id on it.
+pub fn find(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
     var path: [4096:0]u8 = undefined;
-    const text = identity.pathText();
-    @memcpy(path[0..text.len], text);
-    path[text.len] = 0;
-    if (openVerified(linux.AT.FDCWD, path[0..text.len :0], identity, log_uuid, file_id)) |fd| return fd;
-    if (openByHandle(identity, text, log_uuid, file_id)) |fd| return fd;
-    return searchDirectory(identity, text, log_uuid, file_id);
+    var candidates = Candidates{ .own = identity.pathText(), .others = others };
+    while (candidates.next()) |text| {
+        @memcpy(path[0..text.len], text);
+        path[text.len] = 0;
+        if (openVerified(linux.AT.FDCWD, path[0..text.len :0], identity, log_uuid, file_id)) |fd| return fd;
+    }
+    candidates.at = 0;
+    while (candidates.next()) |text| {
+        if (openByHandle(identity, text, log_uuid, file_id)) |fd| return fd;
+    }
+    var searched: [directories_searched_max][]const u8 = undefined;
+    var count: usize = 0;
+    candidates.at = 0;
+    while (candidates.next()) |text| {
+        const parent = std.fs.path.dirname(text) orelse "/";
+        const again = for (searched[0..count]) |before| {
+            if (std.mem.eql(u8, before, parent)) break true;
+        } else false;
+        if (again) continue;
+        if (count == searched.len) break;
+        searched[count] = parent;
+        count += 1;
+        if (searchDirectory(identity, parent, log_uuid, file_id)) |fd| return fd;
+    }
+    return null;
 }
+
+/// The paths of a file, the likeliest first.
+const Candidates = struct {
+    own: []const u8,
+    others: []const []const u8,
+    at: usize = 0,
+
+    fn next(candidates: *Candidates) ?[]const u8 {
+        if (candidates.at > candidates.others.len) return null;
+        defer candidates.at += 1;
+        if (candidates.at == 0) return candidates.own;
+        return candidates.others[candidates.others.len - candidates.at];
+    }
+};
 
 fn openVerified(directory: i32, name: [:0]const u8, identity: *const Identity, log_uuid: [16]u8, file_id: u64) ?i32 {
     const flags = linux.O{ .ACCMODE = .WRONLY, .CLOEXEC = true, .NOFOLLOW = true, .NONBLOCK = true, .NOCTTY = true };
@@ -346,8 +390,7 @@ fn openByHandle(identity: *const Identity, path: []const u8, log_uuid: [16]u8, f
 
 const search_entries_max = 100_000;
 
-fn searchDirectory(identity: *const Identity, path: []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
-    const parent = std.fs.path.dirname(path) orelse "/";
+fn searchDirectory(identity: *const Identity, parent: []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
     var directory = std.fs.openDirAbsolute(parent, .{ .iterate = true }) catch return null;
     defer directory.close();
     var iterator = directory.iterate();

@@ -127,6 +127,10 @@ pub const Stat = struct {
     pub fn isRegular(stat: Stat) bool {
         return stat.mode & linux.S.IFMT == linux.S.IFREG;
     }
+
+    pub fn isDirectory(stat: Stat) bool {
+        return stat.mode & linux.S.IFMT == linux.S.IFDIR;
+    }
 };
 
 pub fn statOf(fd: i32) union(enum) { stat: Stat, errno: i32 } {
@@ -151,6 +155,13 @@ pub fn sizeOf(fd: i32) ?u64 {
     var buffer: linux.Statx = undefined;
     if (check(linux.statx(fd, "", linux.AT.EMPTY_PATH, linux.STATX_SIZE, &buffer)) == .errno) return null;
     return buffer.size;
+}
+
+/// Names that a file has: 0 once it is gone from all directories. And nothing else of it, as above.
+pub fn linksOf(fd: i32) ?u32 {
+    var buffer: linux.Statx = undefined;
+    if (check(linux.statx(fd, "", linux.AT.EMPTY_PATH, linux.STATX_NLINK, &buffer)) == .errno) return null;
+    return buffer.nlink;
 }
 
 /// Path of an open descriptor as the kernel knows it now, into `buffer`; null where it has none.

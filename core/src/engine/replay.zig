@@ -22,6 +22,10 @@ const rewrite = @import("rewrite.zig");
 const Known = struct {
     identity: ?*files.Identity = null,
     identity_lsn: u64 = 0,
+    /// Other paths that it may have, the newest last. Owned.
+    others: std.ArrayListUnmanaged([]const u8) = .empty,
+    /// It was losing its last name: where it is not found, nothing of it is missed.
+    removed: bool = false,
     /// Nothing at or below is replayed.
     fence_lsn: u64 = 0,
     file: ?*File = null,
@@ -30,7 +34,18 @@ const Known = struct {
     reported: bool = false,
     /// Something has been applied to it.
     written: bool = false,
+
+    fn addPath(known: *Known, allocator: std.mem.Allocator, path: []const u8) !void {
+        for (known.others.items) |other| if (std.mem.eql(u8, other, path)) return;
+        // Of so many names in a row the first and the last ones are the likeliest.
+        if (known.others.items.len == others_max) allocator.free(known.others.orderedRemove(others_max / 2));
+        const kept = try allocator.dupe(u8, path);
+        errdefer allocator.free(kept);
+        try known.others.append(allocator, kept);
+    }
 };
+
+const others_max = 64;
 
 pub const Progress = *const fn (route: [*:0]const u8, done_bytes: u64, total_bytes: u64) callconv(.c) void;
 
@@ -55,6 +70,8 @@ pub const Replay = struct {
     records: u64 = 0,
     bytes: u64 = 0,
     quarantined: u64 = 0,
+    /// Of files that were removed.
+    removed: u64 = 0,
     last_lsn: u64 = 0,
     /// Hears how far it is, about once a second, once it takes long.
     tell: ?Progress,
@@ -67,6 +84,8 @@ pub const Replay = struct {
         var entries = replay.known.valueIterator();
         while (entries.next()) |known| {
             if (known.identity) |identity| replay.state.allocator.destroy(identity);
+            for (known.others.items) |path| replay.state.allocator.free(path);
+            known.others.deinit(replay.state.allocator);
         }
         replay.known.deinit(replay.state.allocator);
     }
@@ -110,18 +129,21 @@ pub const Replay = struct {
             .identity => {
                 const identity = files.Identity.parse(payload) orelse return;
                 const known = try replay.entry(header.file_id);
-                if (known.identity == null) known.identity = try allocator.create(files.Identity);
+                if (known.identity) |before| {
+                    if (!std.mem.eql(u8, before.pathText(), identity.pathText())) try known.addPath(allocator, before.pathText());
+                } else known.identity = try allocator.create(files.Identity);
                 known.identity.?.* = identity;
                 known.identity_lsn = header.lsn;
+                known.removed = false;
             },
             .fence => (try replay.entry(header.file_id)).fence_lsn = header.lsn,
             .rename => {
+                if (payload.len == 0 or payload.len >= 4096 or payload[0] != '/' or std.mem.indexOfScalar(u8, payload, 0) != null) return;
                 const known = try replay.entry(header.file_id);
-                const identity = known.identity orelse return;
-                if (payload.len == 0 or payload.len >= 4096 or payload[0] != '/') return;
-                @memcpy(identity.path[0..payload.len], payload);
-                identity.blob.path_length = @intCast(payload.len);
+                try known.addPath(allocator, payload);
+                known.removed = false;
             },
+            .removed => (try replay.entry(header.file_id)).removed = true,
             else => {},
         }
     }
@@ -200,7 +222,10 @@ pub const Replay = struct {
         if (known.lost) return null;
         known.lost = true;
         const identity = known.identity orelse return null;
-        const fd = files.find(identity, replay.route.log.uuid, file_id) orelse return null;
+        const fd = files.find(identity, known.others.items, replay.route.log.uuid, file_id) orelse {
+            if (known.removed) try replay.recovered.removed.put(replay.state.allocator, file_id, {});
+            return null;
+        };
         errdefer os.close(fd);
         const allocator = replay.state.allocator;
         const file = try allocator.create(File);
@@ -235,6 +260,10 @@ pub const Replay = struct {
     }
 
     fn setAside(replay: *Replay, known: *Known, header: *const wal.RecordHeader, payload: []const u8) void {
+        if (known.removed) {
+            replay.removed += 1;
+            return;
+        }
         replay.quarantined += 1;
         const path = if (known.identity) |identity| identity.pathText() else "?";
         const reason = if (known.identity == null) "the log does not say which file it is for" else "its file is not there any more";

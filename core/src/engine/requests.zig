@@ -5,6 +5,7 @@ const std = @import("std");
 const File = @import("files.zig").File;
 const ServedRing = @import("served_ring.zig").ServedRing;
 const rings_max = @import("served_ring.zig").rings_max;
+const names = @import("names.zig");
 
 pub const Request = struct {
     kind: Kind,
@@ -14,6 +15,8 @@ pub const Request = struct {
     /// The session's own; not for what concerns a file as a whole.
     ring: ?*ServedRing = null,
     file: ?*File = null,
+    /// Where no file is named.
+    route: u32 = 0,
     handle: u32 = 0,
     /// The worker acts when all operations of the session below this position of its ring are behind it.
     barrier: u64 = 0,
@@ -23,13 +26,20 @@ pub const Request = struct {
     barriers: [rings_max]u64 = undefined,
     /// Answer: the file is native.
     native: bool = false,
-    /// A drain: the file's records up to this LSN must be in it. Known once the rings have been looked at.
+    /// A drain: the file's records up to this LSN must be in it. Known once the rings have been looked at. A directory that
+    /// moves: what was logged of its files for this request has an LSN from here on.
     lsn: ?u64 = null,
+    /// A change of a name. The control thread's to free.
+    change: ?*names.Change = null,
     /// Reason of a fence, for the event.
     reason: u32 = 0,
     /// 0, or why it failed.
     errno: i32 = 0,
     next: ?*Request = null,
+
+    pub fn routeIndex(request: *const Request) u32 {
+        return if (request.file) |file| file.route else request.route;
+    }
 
     pub const Kind = enum {
         /// Give out a handle: log the file's identity if the log does not hold it, then let operations in.
@@ -40,6 +50,11 @@ pub const Request = struct {
         fence,
         /// Answer when what stands in the rings for a file now is in it.
         drain,
+        /// Log that a file is about to get another name, or to lose its own; or (`moved_below`) all that are known of a
+        /// route below a directory.
+        moved,
+        moved_below,
+        removed,
         /// Free the rows of a session that is gone.
         forget_session,
         /// Serve a ring from now on.

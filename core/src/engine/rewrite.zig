@@ -17,9 +17,15 @@ const storage_module = @import("wal/storage.zig");
 /// The file's errand, done: 0, or -errno.
 pub fn perform(file: *File) i32 {
     return -switch (file.errand) {
-        .sync => os.check(linux.fdatasync(file.sync_fd)).err(),
+        .sync => sync(file),
         .rewrite => rewrite(file),
     };
+}
+
+fn sync(file: *File) i32 {
+    // A directory that we may not read keeps the former name in the log, and is no fault of the file's.
+    file.name_synced = file.naming.former.len > 0 and files.syncParent(file.identity.pathText()) == 0;
+    return os.check(linux.fdatasync(file.sync_fd)).err();
 }
 
 const Writing = struct {

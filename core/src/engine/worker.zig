@@ -47,6 +47,7 @@ const rewrite = @import("rewrite.zig");
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const quarantine = @import("quarantine.zig");
+const names = @import("names.zig");
 const counters_module = @import("counters.zig");
 const log_module = @import("wal/log.zig");
 
@@ -71,12 +72,15 @@ pub const Recovered = struct {
     /// By ring, the positions that the log has.
     logged_positions: std.AutoHashMapUnmanaged([16]u8, std.AutoHashMapUnmanaged(u64, void)) = .empty,
     files: std.AutoHashMapUnmanaged(u64, *File) = .empty,
+    /// Files that have lost their last name: nothing of them is missed.
+    removed: std.AutoHashMapUnmanaged(u64, void) = .empty,
 
     pub fn deinit(recovered: *Recovered, allocator: std.mem.Allocator) void {
         var sets = recovered.logged_positions.valueIterator();
         while (sets.next()) |set| set.deinit(allocator);
         recovered.logged_positions.deinit(allocator);
         recovered.files.deinit(allocator);
+        recovered.removed.deinit(allocator);
     }
 
     pub fn noteLogged(recovered: *Recovered, allocator: std.mem.Allocator, ring_uuid: [16]u8, position: u64) !void {
@@ -326,7 +330,7 @@ pub const Worker = struct {
 
     /// Room for whatever operation comes next: a free buffer for a route that has none, and in each one that is
     /// being filled, space for the longest record.
-    fn hasRoom(worker: *Worker) bool {
+    pub fn hasRoom(worker: *const Worker) bool {
         return worker.buffers.free != null and !worker.batch_full;
     }
 
@@ -396,7 +400,7 @@ pub const Worker = struct {
         if (item.position < from.recovery_head) {
             // Accepted by an earlier daemon, whose handle table is gone: the log knows the file by its id.
             if (worker.recovered.files.get(header.file_id)) |file| return file;
-            if (wasLogged(from, item.position)) {
+            if (wasLogged(from, item.position) or worker.recovered.removed.contains(header.file_id)) {
                 from.consumer.consume(item, consumer_module.no_route);
                 return null;
             }
@@ -657,49 +661,43 @@ pub const Worker = struct {
     const falloc_keep_size: u32 = 1;
 
     fn logFence(worker: *Worker, file: *File, route: *Route, place: ?Place) bool {
-        const buffer = worker.bufferOf(route, place) orelse return false;
-        const slot = buffer.group.append(.{
-            .kind = .fence,
-            .ring_uuid = @splat(0),
-            .position = 0,
-            .file_id = file.file_id,
-            .offset = 0,
-            .length_bytes = 0,
-            .payload_checksum = 0,
-            .argument = 0,
-            .time_ns = os.monotonicNs(),
-        }) orelse return false;
-        file.last_lsn = slot.lsn;
-        file.fence_lsn = slot.lsn;
+        const lsn = worker.logOwn(file, route, .fence, &.{}, place) orelse return false;
+        file.last_lsn = lsn;
+        file.fence_lsn = lsn;
         // What the file had before it is durable there, so the fence must be durable too, in every flush mode.
         route.sync_wanted = true;
         worker.state.counters.add(.fences_total, 1);
         return true;
     }
 
-    fn logIdentity(worker: *Worker, file: *File, route: *Route) bool {
+    pub fn logIdentity(worker: *Worker, file: *File, route: *Route) bool {
         const length = file.identity.payloadBytes();
-        const buffer = worker.bufferOf(route, null) orelse return false;
         var payload: [@sizeOf(wal.FileIdentity) + 4096]u8 = undefined;
         file.identity.writePayload(payload[0..length]);
+        file.identity_lsn = worker.logOwn(file, route, .identity, payload[0..length], null) orelse return false;
+        return true;
+    }
+
+    /// A record of the daemon's own about a file. Its LSN; null: no room.
+    pub fn logOwn(worker: *Worker, file: *const File, route: *Route, kind: wal.Kind, payload: []const u8, place: ?Place) ?u64 {
+        const buffer = worker.bufferOf(route, place) orelse return null;
         const slot = buffer.group.append(.{
-            .kind = .identity,
+            .kind = kind,
             .ring_uuid = @splat(0),
             .position = 0,
             .file_id = file.file_id,
             .offset = 0,
-            .length_bytes = length,
-            .payload_checksum = checksum.crc32c(0, payload[0..length]),
+            .length_bytes = @intCast(payload.len),
+            .payload_checksum = checksum.crc32c(0, payload),
             .argument = 0,
             .time_ns = os.monotonicNs(),
-        }) orelse return false;
-        @memcpy(slot.payload, payload[0..length]);
-        file.identity_lsn = slot.lsn;
+        }) orelse return null;
+        @memcpy(slot.payload, payload);
         if (!buffer.hasRoom()) worker.batch_full = true;
-        return true;
+        return slot.lsn;
     }
 
-    const Place = struct { ring: *const ServedRing, position: u64 };
+    pub const Place = struct { ring: *const ServedRing, position: u64 };
 
     /// `place`: of the operation that is being taken, which is seen but not in the buffer yet.
     fn bufferOf(worker: *Worker, route: *Route, place: ?Place) ?*Buffer {
@@ -910,7 +908,7 @@ pub const Worker = struct {
     fn isAwaited(worker: *const Worker, route: *const Route) bool {
         var awaiting = worker.awaiting_commit;
         while (awaiting) |request| : (awaiting = request.next) {
-            if (request.file.?.route == route.index) return true;
+            if (request.routeIndex() == route.index) return true;
         }
         return false;
     }
@@ -1161,9 +1159,10 @@ pub const Worker = struct {
             .sync => {
                 assert(file.syncing);
                 file.syncing = false;
+                if (file.name_synced) file.naming.forgetFormer(worker.state.allocator);
                 if (errno != 0) {
                     // From where this one began; what came since counts no more than that.
-                    file.unsynced_lsn = file.syncing_lsn;
+                    if (file.syncing_lsn != 0) file.unsynced_lsn = file.syncing_lsn;
                     worker.syncFailed(file, errno);
                 }
                 file.syncing_lsn = 0;
@@ -1321,10 +1320,10 @@ pub const Worker = struct {
                 .later => link = &request.next,
                 .answered => {
                     link.* = request.next;
-                    const released = if (request.kind == .release or request.kind == .drain) request.file else null;
+                    const asked_about = if (request.kind != .forget_file) request.file else null;
                     worker.state.answer(request);
-                    // Behind the answer: the control thread knows by then that nobody has it open.
-                    if (released) |file| worker.offerFile(file);
+                    // Behind the answer: the control thread knows by then whether somebody has it open.
+                    if (asked_about) |file| worker.offerFile(file);
                     any = true;
                 },
                 .after_commit => {
@@ -1349,7 +1348,7 @@ pub const Worker = struct {
         unreachable; // it is in the list
     }
 
-    const Served = enum { later, answered, after_commit };
+    pub const Served = enum { later, answered, after_commit };
 
     fn serve(worker: *Worker, request: *Request) Served {
         const state = worker.state;
@@ -1418,6 +1417,7 @@ pub const Worker = struct {
                 }
                 return if (file.isAppliedTo(lsn)) .answered else .later;
             },
+            .moved, .moved_below, .removed => return names.serve(worker, request),
             .forget_session => {
                 const its = request.ring.?;
                 if (!its.isBehindOf(request.barrier, request.session)) return .later;
@@ -1568,7 +1568,7 @@ pub const Worker = struct {
     fn answerCommitted(worker: *Worker, route_index: u32, errno: i32) void {
         var link = &worker.awaiting_commit;
         while (link.*) |request| {
-            if (request.file.?.route != route_index) {
+            if (request.routeIndex() != route_index) {
                 link = &request.next;
                 continue;
             }
@@ -1579,7 +1579,10 @@ pub const Worker = struct {
                 request.file.?.identity_lsn = 0; // not in the log after all
                 closeHandle(request.file.?, .{ .ring = request.ring.?, .index = request.handle });
             }
+            const asked_about = request.file;
             worker.state.answer(request);
+            // It may have been let go of but for this question.
+            if (asked_about) |file| worker.offerFile(file);
         }
     }
 
@@ -1653,24 +1656,27 @@ pub const Worker = struct {
         for (worker.known_files.items) |file| {
             const wanted = file.handle_list.items.len != 0 or file.last_lsn > job.lsn or !file.queue.isEmpty() or file.rewrite_lsn != 0;
             if (file.route != route.index or !wanted) continue;
-            if (!worker.hasRoom() or !worker.logIdentity(file, route)) {
+            if (!worker.hasRoom() or !names.logAnew(worker, file, route)) {
                 worker.commitOpen(route);
-                if (!worker.logIdentity(file, route)) return;
+                if (!names.logAnew(worker, file, route)) return;
             }
         }
         worker.commitOpen(route);
         if (route.failed_errno != 0) return;
         for (worker.known_files.items) |file| {
-            if (file.route != route.index or file.unsynced_lsn == 0 or file.unsynced_lsn > job.lsn) continue;
+            if (file.route != route.index) continue;
+            const is_unsynced = file.unsynced_lsn != 0 and file.unsynced_lsn <= job.lsn;
+            if (!is_unsynced and (file.naming.former.len == 0 or file.rewrite_lsn != 0)) continue;
             assert(file.rewrite_lsn == 0 and !file.syncing); // see cursorLimit
             file.errand = .sync;
             // A queue that is full, or a fence's sync under way: the next one takes it.
             if (file.queue_syncing or !worker.giveErrand(file)) {
-                job.lsn = @min(job.lsn, file.unsynced_lsn - 1);
+                if (is_unsynced) job.lsn = @min(job.lsn, file.unsynced_lsn - 1);
                 continue;
             }
             job.syncs += 1;
             file.syncing = true;
+            if (!is_unsynced) continue; // its name alone
             file.syncing_lsn = file.unsynced_lsn;
             // What stands above the checkpoint is not in the file for certain: the next one syncs it again.
             file.unsynced_lsn = if (file.last_lsn > job.lsn) job.lsn + 1 else 0;

@@ -16,6 +16,8 @@
 //!                                    ◀─    file_fenced
 //!   drain_file     + file fd         ─▶                   the fd may be open for reading only
 //!                                    ◀─    file_drained
+//!   change_name    + file fd         ─▶                   and its new directory's, where it gets another name; the fds
+//!                                    ◀─    name_noted     need not be open for anything
 //!   fetch_routes                     ─▶
 //!                                    ◀─    routes        + routes fd
 //! any request that cannot be served  ◀─    refused
@@ -28,6 +30,8 @@ pub const magic: u32 = std.mem.readInt(u32, "ELGC", .little);
 pub const version: u16 = 1;
 pub const message_bytes_max: u32 = 512;
 pub const descriptors_max: u32 = 3;
+/// NAME_MAX: one component of a path.
+pub const name_bytes_max: u32 = 255;
 
 pub const Kind = enum(u16) {
     hello = 1,
@@ -46,6 +50,9 @@ pub const Kind = enum(u16) {
     /// What every process's writes had returned for is in the file when this is answered.
     drain_file = 14,
     file_drained = 15,
+    /// Before a name of a file, or of a directory above files, is changed: the log knows of it when this is answered.
+    change_name = 16,
+    name_noted = 17,
     _,
 };
 
@@ -124,11 +131,26 @@ pub const DrainFile = extern struct {
     header: MessageHeader,
 };
 
+pub const NameChange = enum(u32) {
+    /// The file, or the directory, gets the name that follows, in the directory of the second descriptor.
+    moved = 1,
+    /// The file loses its name. (One that keeps it after all is said to move to where it is.)
+    removed = 2,
+    _,
+};
+
+pub const ChangeName = extern struct {
+    header: MessageHeader,
+    change: NameChange,
+    name_length: u32,
+    name: [name_bytes_max + 1]u8,
+};
+
 pub const FetchRoutes = extern struct {
     header: MessageHeader,
 };
 
-/// Answers that carry nothing but success: file_released, file_fenced, file_drained.
+/// Answers that carry nothing but success: file_released, file_fenced, file_drained, name_noted.
 pub const Done = extern struct {
     header: MessageHeader,
 };
@@ -173,7 +195,7 @@ pub const Refused = extern struct {
 
 comptime {
     assert(@sizeOf(MessageHeader) == 16);
-    for (.{ Hello, Welcome, AttachThread, ThreadAttached, RegisterFile, FileRegistered, ReleaseFile, FenceFile, DrainFile, FetchRoutes, Done, Routes, Refused }) |Message| {
+    for (.{ Hello, Welcome, AttachThread, ThreadAttached, RegisterFile, FileRegistered, ReleaseFile, FenceFile, DrainFile, ChangeName, FetchRoutes, Done, Routes, Refused }) |Message| {
         assert(@offsetOf(Message, "header") == 0);
         assert(@sizeOf(Message) <= message_bytes_max);
         assert(@sizeOf(Message) % 8 == 0);

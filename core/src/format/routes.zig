@@ -98,6 +98,9 @@ pub const Table = struct {
     }
 };
 
+/// What in a pattern stands for something else.
+pub const wildcards = "*?";
+
 /// `*` and `?` stay within a path component, `**` crosses components (and may be empty), all else is literal.
 /// "/a/**" matches everything below /a, not /a itself; "/a/**/b" matches /a/b too. No recursion, and time
 /// bounded by |pattern| × |path|: whatever stands between two `**` may as well match as far left as it can,

@@ -113,12 +113,14 @@ pub const Kind = enum(u16) {
     identity = 4,
     /// Nothing before this record is ever replayed to the file.
     fence = 5,
-    /// The file has a new path: payload is the path.
+    /// The file may be found under another path as well: payload is the path. It has a name.
     rename = 6,
     /// An append landed elsewhere: record LSN in the payload, true place in `offset`.
     relocation = 7,
     /// The file was closed by all, applied and synced; its attribute is gone.
     released = 8,
+    /// The file is losing its last name: where it is not found, nothing of it is missing.
+    removed = 9,
     _,
 };
 

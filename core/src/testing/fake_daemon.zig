@@ -303,6 +303,10 @@ pub const FakeDaemon = struct {
     registrations: u64 = 0,
     releases: u64 = 0,
     drains: u64 = 0,
+    names_moved: u64 = 0,
+    names_removed: u64 = 0,
+    last_name: [control.name_bytes_max + 1]u8 = @splat(0),
+    last_name_length: u32 = 0,
     attachments: u64 = 0,
 
     pub fn start(specs: []const RouteSpec) *FakeDaemon {
@@ -708,6 +712,27 @@ pub const FakeDaemon = struct {
                 reply(fd, control.Done, .file_drained, header.sequence, .{ .header = undefined }, &.{});
                 return true;
             },
+            .change_name => {
+                const message: *const control.ChangeName = @ptrCast(request);
+                if (passed < 0) @panic("change_name without a descriptor");
+                _ = linux.close(passed);
+                daemon.mutex.lock();
+                defer daemon.mutex.unlock();
+                const refuse = @atomicLoad(u32, &daemon.refuse, .seq_cst);
+                if (refuse != 0) {
+                    refusal(fd, header.sequence, @enumFromInt(refuse), @intFromEnum(linux.E.NOSPC));
+                    return true;
+                }
+                switch (message.change) {
+                    .moved => daemon.names_moved += 1,
+                    .removed => daemon.names_removed += 1,
+                    _ => @panic("change_name of an unknown kind"),
+                }
+                daemon.last_name_length = message.name_length;
+                daemon.last_name = message.name;
+                reply(fd, control.Done, .name_noted, header.sequence, .{ .header = undefined }, &.{});
+                return true;
+            },
             .fetch_routes => {
                 daemon.mutex.lock();
                 defer daemon.mutex.unlock();
@@ -881,7 +906,11 @@ fn receive(fd: i32, bytes: []u8, passed: *i32) ?usize {
         const signed: isize = @bitCast(result);
         if (signed == -@as(isize, @intFromEnum(linux.E.INTR))) continue;
         if (signed <= 0) return null;
-        if (message.controllen > 0) passed.* = rights.descriptors[0];
+        if (message.controllen > 0) {
+            passed.* = rights.descriptors[0];
+            const count = (rights.header.length - @sizeOf(ControlHeader)) / @sizeOf(i32);
+            for (rights.descriptors[1..count]) |other| _ = linux.close(other);
+        }
         return result;
     }
 }

@@ -35,6 +35,8 @@ native_open = os.open
 native_readlink = os.readlink
 native_stat = os.stat
 
+elgate_before_rename = answering(library.elgate_before_rename)
+elgate_before_unlink = answering(library.elgate_before_unlink)
 elgate_close = answering(library.elgate_close)
 elgate_drain = answering(library.elgate_drain)
 elgate_drain_all = answering(library.elgate_drain_all)
@@ -348,6 +350,47 @@ def inodes_at(path: Any, dir_fd: int | None = None) -> set[Inode]:
         if writers.get(inode):
             inodes.add(inode)
     return inodes
+
+
+def location_at(path: Any, dir_fd: int | None = None) -> bytes | None:
+    """As `location_of`, for whatever the caller gave us."""
+    try:
+        return location_of(os.fspath(path), dir_fd)
+    except TypeError:
+        return None
+
+
+class NameChange:
+    """Around a native call that takes a file's name away, or gives it another one: the log hears of it first. OSError:
+    it could not, and the call must not be made."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, old: Any, old_dir_fd: int | None = None, new: Any = None, new_dir_fd: int | None = None) -> None:
+        drain_path(old, old_dir_fd)
+        if new is not None:
+            drain_path(new, new_dir_fd)
+        # Where the file is that stays there if nothing comes of it.
+        self._kept: bytes | None = None
+        if mode != ROUTES:
+            return
+        source = location_at(old, old_dir_fd)
+        if new is None:
+            result = elgate_before_unlink(source) if source is not None else 0
+            self._kept = source if result == 1 else None
+        else:
+            target = location_at(new, new_dir_fd)
+            result = elgate_before_rename(source, target) if source is not None and target is not None else 0
+            self._kept = target if result == 1 else None
+        if result < 0:
+            raise os_error(result, old)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._kept is not None:
+            elgate_before_rename(self._kept, self._kept)
 
 
 def drain_path(path: Any, dir_fd: int | None = None) -> None:

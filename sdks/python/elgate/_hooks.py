@@ -34,6 +34,7 @@ from elgate._descriptors import (
     PASSED_ON,
     UNPATCHED,
     UNSUPPORTED,
+    NameChange,
     appending,
     became_native,
     descriptor,
@@ -558,7 +559,7 @@ def splice(
     return native_splice(src, dst, count, offset_src, offset_dst, flags)  # type: ignore
 
 
-# --- Names and attributes: drained, then native --------------------------------------------------------------------
+# --- Names and attributes: drained, said, then native --------------------------------------------------------------------
 
 native_rename = os.rename
 native_replace = os.replace
@@ -574,28 +575,26 @@ native_fchown = os.fchown
 
 @hook("os", "posix")
 def rename(home: Home, src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
-    drain_path(src, src_dir_fd)
-    drain_path(dst, dst_dir_fd)
-    native_rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+    with NameChange(src, src_dir_fd, dst, dst_dir_fd):
+        native_rename(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
 
 @hook("os", "posix")
 def replace(home: Home, src: Any, dst: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
-    drain_path(src, src_dir_fd)
-    drain_path(dst, dst_dir_fd)
-    native_replace(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+    with NameChange(src, src_dir_fd, dst, dst_dir_fd):
+        native_replace(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
 
 @hook("os", "posix")
 def unlink(home: Home, path: Any, *, dir_fd: int | None = None) -> None:
-    drain_path(path, dir_fd)
-    native_unlink(path, dir_fd=dir_fd)
+    with NameChange(path, dir_fd):
+        native_unlink(path, dir_fd=dir_fd)
 
 
 @hook("os", "posix")
 def remove(home: Home, path: Any, *, dir_fd: int | None = None) -> None:
-    drain_path(path, dir_fd)
-    native_remove(path, dir_fd=dir_fd)
+    with NameChange(path, dir_fd):
+        native_remove(path, dir_fd=dir_fd)
 
 
 @hook("os", "posix")
