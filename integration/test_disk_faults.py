@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from disks import Ext4, StallingExt4, ThinExt4, needs_root, thaw_all
+from disks import Ext4, StallingExt4, ThinExt4, Tmpfs, needs_root, thaw_all
 from formats import LOG
 from programs import Appender, wait_until
 
@@ -28,6 +28,16 @@ engines = pytest.mark.parametrize("engine", ["threads", "io_uring"])
 
 def two_routes(**wal: object) -> pytest.MarkDecorator:
     return pytest.mark.elgate(routes=TWO_ROUTES, wal={"checkpoint_interval": "100ms", **wal})
+
+
+def routes_with(on_full: str) -> list[dict[str, object]]:
+    return [{**TWO_ROUTES[0], "on_full": on_full}, TWO_ROUTES[1]]
+
+
+def both_policies(**wal: object) -> pytest.MarkDecorator:
+    wal = {"checkpoint_interval": "100ms", **wal}
+    marks = {policy: pytest.mark.elgate(routes=routes_with(policy), wal=wal) for policy in ("block", "error")}
+    return pytest.mark.parametrize("on_full", [pytest.param(policy, marks=mark) for policy, mark in marks.items()])
 
 
 @pytest.fixture
@@ -206,3 +216,132 @@ def test_a_foreign_truncate_on_a_disk_that_hangs_holds_up_nobody_else(
     assert bad.append("four") == 0
     assert bad.path.read_bytes() == b"one,two\nthree\nfour\n"
     assert daemon.events("foreign_truncate")
+
+
+@both_policies()
+@engines
+def test_a_route_whose_targets_hang_holds_up_nobody_else(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, appender: Callable[[str], Appender], engine: str, on_full: str
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Ext4(daemon.route_dir / "bad", daemon.directory / "bad.img", 64 * MIB))
+    start(daemon, engine)
+    bad, good = appender("bad/file"), appender("good/file")
+    assert bad.append("one") == 0
+    assert good.append("one") == 0
+    disk.freeze()
+    # One write, one group, one log buffer each: more than there are.
+    accepted = 0
+    while accepted < 64:
+        bad.begin(f"write {accepted}")
+        wait_until(lambda: not bad.answers.empty() or bool(daemon.events("route_closed")), "an answer")
+        if bad.answers.empty():
+            break
+        if (result := bad.answer()) != 0:
+            assert (on_full, result) == ("error", errno.ENOSPC)
+            break
+        bad.acknowledged.append(b"%d\n" % accepted)
+        accepted += 1
+        assert good.append(f"beside {accepted}", limit_s=5) == 0
+    assert 2 <= accepted < 64
+    # Its checkpoints too.
+    before = cursor_of(daemon, "good")
+    for number in range(200):
+        assert good.append(f"{number}", limit_s=5) == 0
+    wait_until(lambda: cursor_of(daemon, "good") > before, "the other route's checkpoints go on")
+    assert daemon.wait_for_event("route_closed")["route"] == "bad"
+    disk.thaw()
+    if on_full == "block":
+        assert bad.answer() == 0
+        bad.acknowledged.append(b"%d\n" % accepted)
+    bad.append_when_possible("last")
+    daemon.wait_for_event("route_opened")
+    for each in (bad, good):
+        assert each.missing(each.path.read_bytes()) == []
+    assert bad.path.read_bytes() == b"".join(bad.acknowledged)
+
+
+# ---- a log that is full -------------------------------------------------------------------------------------------
+
+
+def fill_until_full(filler: Appender, on_full: str, daemon: ChildDaemon) -> None:
+    """Until the route takes nothing more: then the last write hangs, or has been refused."""
+    for _ in range(64):
+        filler.begin("fill x")
+        if on_full == "block":
+            wait_until(lambda: not filler.answers.empty() or bool(daemon.events("route_closed")), "an answer")
+            if filler.answers.empty():
+                return
+            assert filler.answer() == 0
+        elif (result := filler.answer()) != 0:
+            assert result == errno.ENOSPC
+            return
+        filler.acknowledged.append(b"x" * (1 << 19))
+    raise AssertionError("32 MiB are in a log that has room for 16")
+
+
+def finish_filling(filler: Appender, on_full: str) -> None:
+    if on_full == "block":
+        assert filler.answer() == 0
+        filler.acknowledged.append(b"x" * (1 << 19))
+    filler.append_when_possible("there is room again")
+
+
+@both_policies(max_size="16MiB")
+def test_a_log_that_its_targets_keep_full_is_met_at_the_write(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, appender: Callable[[str], Appender], on_full: str
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad" / "small", 64 << 10))
+    daemon.start()
+    pinning, filler, good = appender("bad/small/file"), appender("bad/file"), appender("good/file")
+    for _ in range(32):
+        if pinning.append("x" * 4000) != 0:
+            break
+    daemon.wait_for_event("target_refused")
+    fill_until_full(filler, on_full, daemon)
+    for number in range(20):
+        assert good.append(f"{number}", limit_s=5) == 0
+    assert not daemon.events("log_failed")
+    disk.resize(MIB)
+    finish_filling(filler, on_full)
+    daemon.wait_for_event("target_recovered")
+    for each in (filler, good, pinning):
+        assert each.missing(each.path.read_bytes()) == []
+
+
+@both_policies()
+def test_a_full_disk_is_met_at_the_write(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, appender: Callable[[str], Appender], on_full: str
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Ext4(daemon.wal_dir, daemon.directory / "log.img", 64 * MIB))
+    daemon.start()
+    filler, good = appender("bad/file"), appender("good/file")
+    assert filler.append("first") == 0
+    assert good.append("first") == 0
+    segments = [daemon.wal_dir / route for route in ("bad", "good")]
+    wait_until(lambda: all(len(list(each.glob("*.wal"))) == 2 for each in segments), "segments ahead of need")
+    with open(disk.mount_point / "filler", "wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(MIB))
+    # Nothing leaves the log, so that its segments are not used again.
+    target = stack.enter_context(Tmpfs(daemon.route_dir / "bad" / "small", 64 << 10))
+    pinning = appender("bad/small/file")
+    for _ in range(32):
+        if pinning.append("x" * 4000) != 0:
+            break
+    daemon.wait_for_event("target_refused")
+    fill_until_full(filler, on_full, daemon)
+    for number in range(20):
+        assert good.append(f"{number}", limit_s=5) == 0
+    assert not daemon.events("log_failed")
+    if on_full == "block":
+        assert daemon.wait_for_event("route_closed")["route"] == "bad"
+    os.truncate(disk.mount_point / "filler", 0)
+    target.resize(MIB)
+    finish_filling(filler, on_full)
+    daemon.wait_for_event("target_recovered")
+    for each in (filler, good, pinning):
+        assert each.missing(each.path.read_bytes()) == []

@@ -351,10 +351,13 @@ fn negativeErrno(errno: i32) i32 {
 }
 
 /// What stands against a new operation: 0, -errno, or `native` where another process has made the file native.
-fn objection(use: *Use, standing: *const Standing) i32 {
+fn objection(use: *Use, request: *const Request, standing: *const Standing) i32 {
     const view = session.positionsView() orelse return 0;
     const handle = view.handle(standing.handle);
-    const route_errno = @atomicLoad(i32, &view.route(standing.route).failure_errno, .acquire);
+    const line = view.route(standing.route);
+    // What the route's policy is for when it is full, is answered by that.
+    const by_policy = request.may_fail_when_full and isClosed(line);
+    const route_errno = if (by_policy) 0 else @atomicLoad(i32, &line.failure_errno, .acquire);
     const file_errno = @atomicLoad(i32, &handle.failed_errno, .acquire);
     const verdict = @atomicLoad(positions.Native, &handle.native, .acquire);
     if (route_errno == 0 and file_errno == 0 and verdict == .routed) return 0;
@@ -460,7 +463,7 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         var standing: Standing = undefined;
         const standing_result = standingOf(use, &standing);
         if (standing_result != 0) return standing_result;
-        const objection_result = objection(use, &standing);
+        const objection_result = objection(use, request, &standing);
         if (objection_result != 0) return objection_result;
         if (thread.row == thread_module.no_row or thread.sequence != standing.sequence) {
             var refusal: session_module.Refusal = undefined;
@@ -555,9 +558,13 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
     const credit: ?producer.Credit = if (session.positionsView()) |memory| .{ .view = memory, .route = standing.route } else null;
     const row = use.thread.row;
     const opening = &use.operation.opening;
+    const line: ?*const positions.RoutePositions = if (credit) |given| given.view.route(standing.route) else null;
     var timed_out = false;
     while (true) {
-        claim.* = producer.claim(view, row, span, credit, opening) catch |err| switch (err) {
+        const generation = if (line) |its| @atomicLoad(u32, &its.generation, .seq_cst) else 0;
+        const closed = request.may_fail_when_full and line != null and isClosed(line.?);
+        const claimed = if (closed) error.Full else producer.claim(view, row, span, credit, opening);
+        claim.* = claimed catch |err| switch (err) {
             error.Full => {
                 if (request.may_fail_when_full) {
                     if (use.file.currentMode().nonblocking) return .{ .failed = system.negative(.AGAIN) };
@@ -565,13 +572,19 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
                 }
                 if (timed_out) {
                     if (!session.isCurrent(standing.sequence)) return .start_over;
-                    const refusal = objection(use, standing);
+                    const refusal = objection(use, request, standing);
                     if (refusal != 0) return .{ .failed = refusal };
                     if (session.daemonIsGone(standing.sequence)) {
                         session.reconnect(standing.sequence) catch |failed| return .{ .failed = errnoOf(failed) };
                         return .start_over;
                     }
                 } else Counters.add(&session.counters.full_ring_waits, 1);
+                if (closed) {
+                    const woken = wait.forAdmission(line.?, generation);
+                    if (wait.isEnded(woken)) return .{ .failed = system.negative(.INTR) };
+                    timed_out = woken == .timed_out;
+                    continue;
+                }
                 const space = wait.Space.begin(view);
                 defer space.end();
                 // A release before `begin` did not see us wait: look once more.
@@ -595,6 +608,11 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
         }
         return .claimed;
     }
+}
+
+/// The route takes nothing that brings new data.
+fn isClosed(line: *const positions.RoutePositions) bool {
+    return @atomicLoad(u32, &line.closed, .acquire) != 0;
 }
 
 /// A passed claim is done when its slot is given back: it is logged and in the file then.

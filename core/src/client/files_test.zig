@@ -445,6 +445,63 @@ test "a full ring: EAGAIN, ENOSPC, or waiting until there is room" {
     try fixture.expectContents("strict-file", ".z");
 }
 
+test "a route that takes nothing new: EAGAIN, ENOSPC, or waiting until it does; what makes room goes on" {
+    const fixture = try Fixture.init(&.{
+        .{ .name = "strict", .pattern = "/strict-*", .flags = .{ .on_full_error = true } },
+        .{ .name = "patient", .pattern = "/patient-*" },
+        .{ .name = "other", .pattern = "/other-*" },
+    });
+    defer fixture.deinit();
+    const patient = try fixture.create("patient-file", true);
+    const nonblocking = (try fixture.open("patient-nonblocking", .{ .ACCMODE = .WRONLY, .CREAT = true, .NONBLOCK = true })).fd;
+    const strict = try fixture.create("strict-file", false);
+    const other = try fixture.create("other-file", false);
+    for ([_]i32{ patient, nonblocking, strict, other }) |fd| {
+        try testing.expectEqual(1, harness.write(fd, "."));
+        try testing.expectEqual(0, library.elgate_fsync(fd));
+    }
+    // The log's errno is not what the policy says.
+    const strict_line = fixture.daemon.routePositions(0);
+    const patient_line = fixture.daemon.routePositions(1);
+    for ([_]*positions.RoutePositions{ strict_line, patient_line }) |line| {
+        line.failure_errno = @intFromEnum(E.DQUOT);
+        @atomicStore(u32, &line.closed, 1, .seq_cst);
+    }
+    try testing.expectEqual(errno(.AGAIN), harness.write(nonblocking, "y"));
+    try testing.expectEqual(1, harness.offsetOf(nonblocking));
+    try testing.expectEqual(errno(.NOSPC), harness.write(strict, "z"));
+    try testing.expectEqual(1, harness.write(other, "z"));
+    const waits = harness.status().full_ring_waits;
+    const Waiter = struct {
+        fd: i32,
+        done: i64 = 0,
+        fn run(waiter: *@This()) void {
+            @atomicStore(i64, &waiter.done, harness.write(waiter.fd, "last"), .seq_cst);
+        }
+    };
+    var waiter = Waiter{ .fd = patient };
+    const thread = try std.Thread.spawn(.{}, Waiter.run, .{&waiter});
+    try harness.eventually(waits, struct {
+        fn waiting(before: u64) bool {
+            return harness.status().full_ring_waits > before;
+        }
+    }.waiting);
+    try testing.expectEqual(0, @atomicLoad(i64, &waiter.done, .seq_cst));
+    for ([_]*positions.RoutePositions{ strict_line, patient_line }) |line| {
+        line.failure_errno = 0;
+        @atomicStore(u32, &line.closed, 0, .seq_cst);
+    }
+    thread.join(); // woken by nobody: every wait is bounded
+    try testing.expectEqual(4, waiter.done);
+    @atomicStore(u32, &strict_line.closed, 1, .seq_cst);
+    try testing.expectEqual(0, library.elgate_ftruncate(strict, 0));
+    @atomicStore(u32, &strict_line.closed, 0, .seq_cst);
+    for ([_]i32{ patient, nonblocking, strict, other }) |fd| try testing.expectEqual(0, harness.close(fd));
+    try fixture.expectContents("patient-file", ".last");
+    try fixture.expectContents("strict-file", "");
+    try fixture.expectContents("other-file", ".z");
+}
+
 test "an error of the target comes back once to every handle, on write, fsync or close" {
     const fixture = try Fixture.init(&everything);
     defer fixture.deinit();

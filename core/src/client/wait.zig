@@ -66,6 +66,11 @@ pub fn forPosition(line: *const positions.RoutePositions, generation: u32, posit
     return system.futexWaitBits(&line.generation, generation, positions.waitBit(position), until);
 }
 
+/// Sleeps once, until the route may take new data again (`generation`: read before it was asked).
+pub fn forAdmission(line: *const positions.RoutePositions, generation: u32) system.Woken {
+    return system.futexWaitBits(&line.generation, generation, positions.waitBit(0), system.monotonicNs() + slice_ns);
+}
+
 /// A producer that wants space. Between `begin` and `sleep` the caller looks once more: a release after `begin`
 /// moves the sequence and the sleep ends at once.
 pub const Space = struct {

@@ -15,7 +15,9 @@ const Failure = @import("failure.zig").Failure;
 const ServedRing = @import("served_ring.zig").ServedRing;
 const rings_max = @import("served_ring.zig").rings_max;
 
-pub const buffer_count = 16;
+pub const buffer_count = 32;
+/// So many a route may always have on their way to its targets; more, while half of all are free.
+pub const share_min = 2;
 /// Room for a batch of a quarter of the ring and one longest record behind it.
 pub const buffer_bytes = 4 << 20;
 /// A batch takes no more records than the ring has slots, whatever their sizes.

@@ -88,6 +88,8 @@ pub const Consumer = struct {
     damage: ?Damage,
     /// Below it open claims are passed also where nothing stands behind them: somebody waits until all is seen.
     required_scan: u64 = 0,
+    /// What is consumed and held at the tail is left behind with the next release: somebody waits for the tail.
+    leave_held: bool = false,
 
     pub fn init(view: ring.View, counters: *Counters) Consumer {
         var tail = shared.load(u64, &view.header().tail, .acquire);
@@ -346,6 +348,7 @@ pub const Consumer = struct {
             consumer.tail += span.slots;
             span.* = .unseen;
         }
+        if (consumer.tail == consumer.scan) consumer.leave_held = false;
         if (consumer.tail == before and !freed) return;
         const header = consumer.view.header();
         shared.store(u64, &header.tail, consumer.tail, .seq_cst);
@@ -358,7 +361,7 @@ pub const Consumer = struct {
     /// `first`, which stands at the tail, keeps others from the ring, or soon will, or from the release that they wait
     /// for.
     fn isHeldUp(consumer: *const Consumer, first: *const Span) bool {
-        if (consumer.awaited_count > @intFromBool(first.awaited)) return true;
+        if ((consumer.leave_held and first.settling) or consumer.awaited_count > @intFromBool(first.awaited)) return true;
         if (consumer.scan - consumer.tail > ring.slot_count / 2) return true;
         return shared.load(u32, &consumer.view.header().space_waiters, .seq_cst) != 0;
     }

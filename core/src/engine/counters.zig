@@ -14,6 +14,7 @@ pub const Counter = enum(u32) {
     applied_bytes_total,
     apply_failures_total,
     log_failures_total,
+    admissions_closed_total,
     slots_damaged_total,
     records_rejected_total,
     claims_passed_total,

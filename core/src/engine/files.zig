@@ -113,8 +113,9 @@ pub const File = struct {
     rewrite_at_ns: u64 = 0,
     /// Not 0: the target refused a write, or a sync, with this errno. Nothing new is taken until it is rewritten.
     failed_errno: i32 = 0,
-    /// Operations that wait until the fence is logged that a foreign truncate asks for; oldest first.
+    /// Operations that wait for a log buffer, or until the fence is logged that a foreign truncate asks for; oldest first.
     deferred: std.ArrayListUnmanaged(Deferred) = .empty,
+    awaits_fence: bool = false,
     /// Offered to the control thread, which has not answered.
     offered: bool = false,
     /// Its identity stands in the log above the checkpoint.

@@ -5,6 +5,7 @@ const std = @import("std");
 const os = @import("os.zig");
 const State = @import("state.zig").State;
 const Route = @import("route.zig").Route;
+const Admission = @import("admission.zig").Admission;
 const steps = @import("steps.zig");
 const log_module = @import("wal/log.zig");
 const storage_module = @import("wal/storage.zig");
@@ -19,8 +20,8 @@ pub fn prepareSegments(state: *State) void {
         fn once(s: *State, route: *Route) void {
             if (!route.log.needsPreparation()) return;
             // Failure here is no news yet: the worker meets it when it needs the segment, and says so then.
-            route.log.prepareNextSegment() catch {};
-            _ = s;
+            route.log.prepareNextSegment() catch return;
+            if (@atomicLoad(Admission, &route.admission, .seq_cst) != .open) s.wakeWorker();
         }
     }.once);
 }
@@ -33,6 +34,7 @@ pub fn checkpointRoutes(state: *State) void {
             if (@atomicLoad(@TypeOf(job.state), &job.state, .acquire) != .requested) return;
             const succeeded = checkpoint(s, route);
             @atomicStore(@TypeOf(job.state), &job.state, if (succeeded) .done else .failed, .release);
+            if (@atomicLoad(Admission, &route.admission, .seq_cst) != .open) s.wakeWorker();
         }
     }.once);
 }

@@ -97,6 +97,12 @@ pub const Publisher = struct {
         publisher.wake(line, mask);
     }
 
+    /// Whether the route takes what brings new data. Who waits for that looks again when it does.
+    pub fn setClosed(publisher: Publisher, index: u32, closed: bool) void {
+        @atomicStore(u32, &publisher.route(index).closed, @intFromBool(closed), .release);
+        if (!closed) publisher.wakeAll(index);
+    }
+
     /// Wakes everybody who waits on this route, to look at an error.
     pub fn wakeAll(publisher: Publisher, index: u32) void {
         publisher.wake(publisher.route(index), std.math.maxInt(u32));

@@ -5,6 +5,7 @@ const Log = @import("wal/log.zig").Log;
 const Buffer = @import("buffers.zig").Buffer;
 const File = @import("files.zig").File;
 const routes = @import("../format/routes.zig");
+const Admission = @import("admission.zig").Admission;
 
 pub const Route = struct {
     index: u32,
@@ -29,6 +30,12 @@ pub const Route = struct {
     /// Not 0: the last commit failed with this errno. `buffer` is kept then, and committed again.
     failed_errno: i32 = 0,
     failed_at_ns: u64 = 0,
+    /// Read by maintenance.
+    admission: Admission = .open,
+    closed_at_ns: u64 = 0,
+    closed_is_news: bool = false,
+    /// Buffers from `applying_first` on.
+    applying_count: u32 = 0,
     /// Somebody waits for durable records: sync at the end of this batch.
     sync_wanted: bool = false,
     /// Not 0: the log holds records that are not synced, the oldest since then.

@@ -34,7 +34,8 @@ const State = @import("state.zig").State;
 const Route = @import("route.zig").Route;
 const File = @import("files.zig").File;
 const Buffer = @import("buffers.zig").Buffer;
-const Buffers = @import("buffers.zig").Buffers;
+const buffers_module = @import("buffers.zig");
+const Buffers = buffers_module.Buffers;
 const tails_module = @import("tails.zig");
 const Tails = tails_module.Tails;
 const Request = @import("requests.zig").Request;
@@ -44,6 +45,7 @@ const Applier = applier_module.Applier;
 const lanes_module = @import("disk/lanes.zig");
 const Lanes = lanes_module.Lanes;
 const rewrite = @import("rewrite.zig");
+const admission = @import("admission.zig");
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const quarantine = @import("quarantine.zig");
@@ -112,7 +114,7 @@ pub const Worker = struct {
     /// Where checkpoints' syncs, and rewriting, are done.
     long_lanes: Lanes = undefined,
     long_in_flight: u32 = 0,
-    /// Files with operations that wait for a fence.
+    /// Files with operations that wait.
     deferring_files: u32 = 0,
     pending: ?*Request = null,
     /// Requests whose record is in a group that is not committed yet.
@@ -245,6 +247,7 @@ pub const Worker = struct {
         if (worker.commit()) worked = true;
         if (worker.reap()) worked = true;
         worker.publish();
+        for (worker.active[0..worker.active_count]) |route| admission.update(worker.state, worker.served(), route, worker.mayFill(route));
         if (worked) steps.reached(.published);
         for (worker.served()) |each| {
             if (!each.lost) each.consumer.release();
@@ -452,8 +455,17 @@ pub const Worker = struct {
 
     /// Copies one operation into its route's group.
     fn take(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) Taken {
-        if (file.deferred.items.len > 0 and worker.deferItem(from, item, file)) return .deferred;
-        return worker.takeNow(from, item, file, route);
+        if (file.deferred.items.len > 0 or !worker.mayFill(route)) {
+            if (worker.deferItem(from, item, file)) return .deferred;
+        }
+        const taken = worker.takeNow(from, item, file, route);
+        if (taken == .deferred) assert(worker.deferItem(from, item, file)); // resolveEnd has seen to the memory
+        return taken;
+    }
+
+    /// Targets that do not keep up may not take all log buffers with them.
+    fn mayFill(worker: *const Worker, route: *const Route) bool {
+        return route.buffer != null or route.applying_count < buffers_module.share_min or worker.buffers.free_count > buffers_module.buffer_count / 2;
     }
 
     fn takeNow(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) Taken {
@@ -577,7 +589,10 @@ pub const Worker = struct {
                 // What the log held before must never be replayed over it. What is in the file must be durable before
                 // the fence is, and that may take long.
                 if (!file.queue_synced) {
-                    if (worker.deferItem(from, item, file)) return null;
+                    if (file.deferred.ensureUnusedCapacity(worker.state.allocator, 1)) {
+                        file.awaits_fence = true;
+                        return null;
+                    } else |_| {}
                     // No memory to wait with.
                     const errno = os.check(linux.fdatasync(file.sync_fd)).err();
                     if (errno != 0) worker.syncFailed(file, errno);
@@ -595,29 +610,37 @@ pub const Worker = struct {
         return true;
     }
 
-    /// Operations whose file was cut short by somebody else: once all before them is applied and synced, the fence is
-    /// logged, and they follow.
+    /// Operations that had to wait: until their route has a log buffer to fill; or, whose file was cut short by somebody
+    /// else, until all before them is applied and synced, so that the fence can be logged, and they behind it.
     fn takeDeferred(worker: *Worker) void {
         for (worker.known_files.items) |file| {
             if (file.deferred.items.len == 0) continue;
             const route = worker.state.route(file.route);
-            if (file.failed_errno == 0) {
+            if (!worker.mayFill(route)) continue;
+            if (file.awaits_fence and file.failed_errno == 0) {
                 if (!worker.isSynced(file)) continue;
                 if (!worker.hasRoom()) return;
                 lookAtEnd(file);
                 const first = file.deferred.items[0];
                 if (!worker.logFence(file, route, .{ .ring = first.ring, .position = first.item.position })) return;
             }
+            file.awaits_fence = false;
+            // The slots that they hold are given back when they are durable.
+            route.sync_wanted = true;
             // The slots that all of them hold are fewer than a buffer has records, but their bytes may be more.
             var done: usize = 0;
             while (done < file.deferred.items.len and worker.hasRoom()) : (done += 1) {
                 const waiting = file.deferred.items[done];
                 const line = &waiting.ring.lines[route.index];
                 const position = waiting.item.position;
-                if (worker.takeNow(waiting.ring, &waiting.item, file, route) == .taken) {
-                    line.first_record_position = @min(line.first_record_position, position);
-                    if (route.buffer) |buffer| buffer.settleLater(waiting.ring, position) else waiting.ring.consumer.settle(position);
-                } else waiting.ring.consumer.settle(position);
+                switch (worker.takeNow(waiting.ring, &waiting.item, file, route)) {
+                    .taken => {
+                        line.first_record_position = @min(line.first_record_position, position);
+                        if (route.buffer) |buffer| buffer.settleLater(waiting.ring, position) else waiting.ring.consumer.settle(position);
+                    },
+                    .rejected => waiting.ring.consumer.settle(position),
+                    .deferred => break, // for a fence, now
+                }
                 worker.touch(waiting.ring, route);
             }
             file.deferred.replaceRangeAssumeCapacity(0, done, &.{});
@@ -736,6 +759,7 @@ pub const Worker = struct {
 
     fn isIdle(worker: *const Worker, route: *const Route) bool {
         if (route.buffer != null or route.applying_first != null or route.unsynced_since_ns != 0) return false;
+        if (route.admission != .open) return false;
         for (worker.served()) |each| {
             if (each.lines[route.index].touched or each.consumer.held_slots[route.index] != 0) return false;
         }
@@ -872,6 +896,7 @@ pub const Worker = struct {
         }
         if (route.applying_last) |last| last.next = buffer else route.applying_first = buffer;
         route.applying_last = buffer;
+        route.applying_count += 1;
         buffer.next = null;
         if (route.log.needsPreparation()) state.wakeMaintenance();
     }
@@ -1212,6 +1237,7 @@ pub const Worker = struct {
             const errno = if (index < worker.state.routeCount()) worker.state.route(@intCast(index)).failed_errno else 0;
             line.failure_errno = errno;
             line.durable_when_asked = if (index < worker.state.routeCount()) isDurableWhenAsked(worker.state.route(@intCast(index))) else 0;
+            line.closed = if (index < worker.state.routeCount()) @intFromBool(worker.state.route(@intCast(index)).admission != .open) else 0;
         }
         @atomicStore(u64, &fresh.publisher.header().scanned, fresh.consumer.scan, .release);
     }
@@ -1238,6 +1264,7 @@ pub const Worker = struct {
                 if (!buffer.isApplied()) break;
                 if (buffer.settle_count > 0 and buffer.last_lsn > route.log.durableLsn()) break;
                 route.applying_first = buffer.next;
+                route.applying_count -= 1;
                 if (buffer.next == null) route.applying_last = null;
                 for (worker.served()) |each| {
                     const line = &each.lines[route.index];
@@ -1408,6 +1435,7 @@ pub const Worker = struct {
                         // that had returned when this was asked: it is looked at in any case.
                         if (each.consumer.scan < request.barriers[each.index]) return .later;
                     }
+                    if (file.deferred.items.len > 0) return .later;
                     request.lsn = file.last_lsn;
                     break :lsn file.last_lsn;
                 };
@@ -1480,7 +1508,7 @@ pub const Worker = struct {
         for (worker.served()) |each| {
             if (each.consumer.scan < each.recovery_head) return false;
         }
-        return file.failed_errno != 0 or file.isAppliedTo(file.last_lsn);
+        return file.failed_errno != 0 or (file.deferred.items.len == 0 and file.isAppliedTo(file.last_lsn));
     }
 
     /// No process may send anything for the file from here on. Whoever has claimed a slot without seeing that
@@ -1609,6 +1637,7 @@ pub const Worker = struct {
         for (0..state.routeCount()) |index| {
             const route = state.route(@intCast(index));
             if (route.replayed.items.len > 0) worker.knowReplayed(route);
+            admission.tick(state, route, now);
             worker.checkpoint(route, now);
         }
     }
@@ -1637,11 +1666,15 @@ pub const Worker = struct {
             },
         }
         const stopping = @atomicLoad(bool, &state.stopping, .acquire) and !job.cursor_failed;
-        const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping;
+        const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping or route.admission == .log_full;
         if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
         for (worker.served()) |each| {
             // A record that a ring still holds must stay in the log, or the next daemon would take it again.
-            if (!each.recovery_over or (!each.lost and each.consumer.tail != each.consumer.scan)) return;
+            if (!each.recovery_over) return;
+            if (each.lost or each.consumer.tail == each.consumer.scan) continue;
+            // What is in no log yet, and may stay so for long, holds up no checkpoint.
+            each.consumer.leave_held = true;
+            return;
         }
         if (route.buffer != null or route.replayed.items.len > 0) return; // the log does not take anything now
         // What is not durable is not covered, and a route may have nothing else that would make it so.
@@ -1754,6 +1787,7 @@ pub const Worker = struct {
         for (0..worker.state.routeCount()) |index| {
             const route = worker.state.route(@intCast(index));
             if (route.buffer != null and of.lines[index].touched) return false;
+            if (!of.lost and of.lines[index].deferred_position != Line.no_gate) return false;
             var buffer = route.applying_first;
             while (buffer) |each| : (buffer = each.next) {
                 if (each.ends_set.isSet(of.index)) return false;

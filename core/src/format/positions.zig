@@ -64,7 +64,10 @@ pub const RoutePositions = extern struct {
     /// 1: records become durable late or never by themselves (flush: interval, none). Whoever waits for that puts a
     /// barrier into the ring.
     durable_when_asked: u32,
-    reserved: [128 - 40]u8,
+    /// 1: the route takes nothing that brings new data, since its log is full or its targets do not keep up. Whoever has
+    /// some waits, or says EAGAIN or ENOSPC. `generation` moves when this ends.
+    closed: u32,
+    reserved: [128 - 44]u8,
 };
 
 pub const Native = enum(u32) {

@@ -7,7 +7,7 @@
 //! starting thread      open, recover, close (nobody else is in the log then)
 //! worker thread        nextLsn, admits, commit, write, sync, lendTail, takeTailBack
 //! maintenance threads  prepareNextSegment, checkpoint, collect (they take turns on a lock of their own)
-//! any thread           durableLsn, groupBytesMax, needsPreparation, bytesHeld
+//! any thread           durableLsn, groupBytesMax, needsPreparation, prepareAnew, bytesHeld
 //! ```
 //!
 //! The worker takes no lock that maintenance holds, with one exception that it must wait for in any case: where it
@@ -275,6 +275,8 @@ pub const Log = struct {
     closing: std.atomic.Value(bool),
     /// The last preparation failed: not before a checkpoint, or another segment, is it worth the trouble again.
     preparation_failed: std.atomic.Value(bool),
+    /// There was no room for another segment, by the disk or by log_bytes_max.
+    no_room: std.atomic.Value(bool),
     /// Worker: the segment put to use last.
     newest_id: u64,
     /// Worker: one block, for the header of a segment that is put to use or sealed.
@@ -334,6 +336,7 @@ pub const Log = struct {
             .zeroing_wanted = .init(false),
             .closing = .init(false),
             .preparation_failed = .init(false),
+            .no_room = .init(false),
             .newest_id = 0,
             .header_block = &blocks[0],
             .maintenance = .{},
@@ -414,15 +417,18 @@ pub const Log = struct {
         return log.bytes_held.load(.monotonic);
     }
 
-    /// Worker thread. false: a commit of this many bytes would end in LogFull now; block or refuse, by the route's
-    /// policy, until a checkpoint has made room.
+    /// Worker thread. false: the current segment has no room for this many bytes, and none was found for another one:
+    /// block or refuse, by the route's policy, until a checkpoint has made room, or the disk has some again.
     pub fn admits(log: *const Log, bytes: u64) bool {
         assert(bytes <= log.groupBytesMax());
-        if (log.current.load(.monotonic)) |segment| {
-            if (bytes <= segment.groupsEnd() - segment.write_offset) return true;
-        }
-        if (log.spare.load(.monotonic) != null) return true;
-        return log.bytesHeld() + log.options.segment_bytes <= log.options.log_bytes_max;
+        if (!log.no_room.load(.monotonic) or log.spare.load(.monotonic) != null) return true;
+        const segment = log.current.load(.monotonic) orelse return false;
+        return bytes <= segment.groupsEnd() - segment.write_offset;
+    }
+
+    /// Any thread. What failed at the last preparation may have changed.
+    pub fn prepareAnew(log: *Log) void {
+        log.preparation_failed.store(false, .monotonic);
     }
 
     /// Worker thread. One contiguous durable write; no allocation and no other call but where a segment is full and
@@ -741,6 +747,7 @@ pub const Log = struct {
         log.current.store(segment, .release);
         log.zeroing_wanted.store(segment.zeroed_bytes.load(.monotonic) < segment.groupsEnd(), .release);
         log.preparation_failed.store(false, .monotonic);
+        log.no_room.store(false, .monotonic);
         log.in_use.store(true, .release);
         return segment;
     }
@@ -906,7 +913,10 @@ pub const Log = struct {
         log.maintenance.lock();
         defer log.maintenance.unlock();
         log.takeAdded();
-        errdefer log.preparation_failed.store(true, .monotonic);
+        errdefer |err| {
+            log.preparation_failed.store(true, .monotonic);
+            log.no_room.store(err == error.LogFull or err == error.NoSpace or err == error.QuotaExceeded, .monotonic);
+        }
         if (log.current.load(.acquire)) |segment| {
             // Where it fails the segment ends there, which the worker finds by itself.
             if (log.zeroing_wanted.swap(false, .acquire)) log.zeroRest(segment) catch {};
@@ -916,6 +926,7 @@ pub const Log = struct {
             log.reserve = null;
             const before = log.spare.swap(prepared, .release);
             assert(before == null);
+            log.no_room.store(false, .monotonic);
         }
         try log.tidySegments();
     }

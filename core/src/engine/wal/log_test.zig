@@ -272,6 +272,7 @@ test "a full log says so before it writes, and takes more once a checkpoint has 
     var commits: u64 = 0;
     while (true) : (commits += 1) {
         try testing.expect(commits < 1000);
+        log.prepareNextSegment() catch |err| try testing.expectEqual(error.LogFull, err);
         const admitted = log.admits(16 * 1024);
         bench.commit(3, 4000) catch |err| {
             try testing.expectEqual(error.LogFull, err);
