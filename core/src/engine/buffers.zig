@@ -99,7 +99,7 @@ pub const Buffer = struct {
             var index = file.chain_first;
             while (index != end_of_chain) : (index = buffer.records[index].next) {
                 const record = &buffer.records[index];
-                const joins = if (run) |last| last.kind == .write and record.kind == .write and
+                const joins = if (run) |last| last.kind == record.kind and last.hasPayload() and
                     last.offset + last.length == record.offset and last.vector_count < applier.vectors_per_run_max else false;
                 if (!joins) {
                     if (run) |finished| applier.Applier.enqueue(file, finished);
@@ -120,7 +120,7 @@ pub const Buffer = struct {
                 }
                 const current = run.?;
                 current.length += record.length;
-                if (record.kind == .write) {
+                if (current.hasPayload()) {
                     buffer.vectors[buffer.vector_count] = .{ .base = record.payload.ptr, .len = record.payload.len };
                     buffer.vector_count += 1;
                     current.vector_count += 1;

@@ -904,6 +904,10 @@ pub const Control = struct {
                 return state.allocator.destroy(request);
             },
             .serve_ring => return state.allocator.destroy(request),
+            .fence_stray => {
+                state.events.post(.info, "file_went_native", .{ .path = request.file.?.identity.pathText(), .errno = request.errno });
+                return state.allocator.destroy(request);
+            },
             .ring_lost => {
                 self.ringLost(request.ring.?);
                 return state.allocator.destroy(request);
@@ -971,7 +975,7 @@ pub const Control = struct {
                 self.changesNoted(session, request.sequence);
             },
             .forget_session => {},
-            .offer_file, .forget_file, .serve_ring, .leave_ring, .ring_lost => unreachable,
+            .fence_stray, .offer_file, .forget_file, .serve_ring, .leave_ring, .ring_lost => unreachable,
         }
         if (session.closed) self.retireIfDone(session) else if (session.busy) self.resumeReading(session);
     }

@@ -31,6 +31,8 @@ pub const Counter = enum(u32) {
     threads_attached_total,
     fences_total,
     foreign_truncates_total,
+    /// Appends that did not land where the worker took the file's end to be.
+    foreign_appends_total,
     checkpoints_total,
     checkpoint_failures_total,
     target_sync_failures_total,

@@ -77,6 +77,8 @@ pub const File = struct {
     native: positions.Native = .routed,
     /// Fences that are not decided yet.
     fences_open: u32 = 0,
+    /// A fence is asked for because an append did not land where it was meant to.
+    stray_fence: bool = false,
     /// Of its file system, where the disk engine has lanes.
     lane: ?*Lane = null,
     /// For what takes longer than a write: checkpoints' syncs, and writing it again from the log.

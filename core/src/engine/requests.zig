@@ -48,6 +48,8 @@ pub const Request = struct {
         release,
         /// Drain, sync, log a fence; the file goes native for good.
         fence,
+        /// The worker's own: the same, because somebody who does not go through Elgate appends to the file.
+        fence_stray,
         /// Answer when what stands in the rings for a file now is in it.
         drain,
         /// Log that a file is about to get another name, or to lose its own; or (`moved_below`) all that are known of a

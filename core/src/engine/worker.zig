@@ -183,7 +183,7 @@ pub const Worker = struct {
         worker.applier = .{ .engine = switch (worker.state.disk_engine) {
             .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = lanes_module.performRun } },
             .io_uring => .{ .io_uring = &worker.uring },
-        }, .sink = .{ .context = worker, .applied = runApplied, .refused = fileRefused, .synced = queueSynced } };
+        }, .sink = .{ .context = worker, .applied = runApplied, .strayed = appendStrayed, .refused = fileRefused, .synced = queueSynced } };
         worker.long_lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = rewrite.perform };
         for (worker.served()) |each| each.publisher.beginServing();
         result.* = 0;
@@ -551,7 +551,9 @@ pub const Worker = struct {
         }
         buffer.add(file, .{
             .kind = switch (operation) {
-                .write, .append => .write,
+                .write => .write,
+                // What an earlier daemon has resolved, it may have written there already.
+                .append => if (item.position < from.recovery_head) .write else .append,
                 .truncate => .truncate,
                 .allocate => .allocate,
                 else => unreachable,
@@ -1118,6 +1120,27 @@ pub const Worker = struct {
         worker.state.counters.add(.applied_bytes_total, run_done.length);
     }
 
+    /// Who else appends to the file, or cuts it, does not wait for the log: it is written natively from here on, and what
+    /// the log says of it, the places above all, is not replayed.
+    fn appendStrayed(context: *anyopaque, file: *File, meant: u64, offset: u64, written: u64) void {
+        const worker: *Worker = @ptrCast(@alignCast(context));
+        // Those behind it in the queue stray as well.
+        file.end = @max(offset + written, file.end - meant + offset);
+        for (file.handle_list.items) |entry| {
+            const end = &entry.state().append_end;
+            if (end.* > meant) @atomicStore(u64, end, end.* - meant + offset, .release);
+        }
+        worker.state.counters.add(.foreign_appends_total, 1);
+        if (file.stray_fence or file.native == .native) return;
+        const request = worker.state.allocator.create(Request) catch return; // with the next one
+        request.* = .{ .kind = .fence_stray, .session = 0, .file = file };
+        file.stray_fence = true;
+        var end = &worker.pending;
+        while (end.*) |queued| end = &queued.next;
+        end.* = request;
+        worker.state.events.post(.warning, "foreign_append", .{ .path = file.identity.pathText(), .expected_bytes = meant, .found_bytes = offset });
+    }
+
     fn fileRefused(context: *anyopaque, file: *File, errno: i32) void {
         const worker: *Worker = @ptrCast(@alignCast(context));
         worker.state.counters.add(.apply_failures_total, 1);
@@ -1409,7 +1432,7 @@ pub const Worker = struct {
                 request.errno = file.failed_errno;
                 return .answered;
             },
-            .fence => {
+            .fence, .fence_stray => {
                 const file = request.file.?;
                 const route = state.route(file.route);
                 if (!request.begun) worker.beginFence(file, request);
@@ -1524,8 +1547,10 @@ pub const Worker = struct {
         request.errno = errno;
         request.native = errno == 0;
         file.fences_open -= 1;
+        if (request.kind == .fence_stray) file.stray_fence = false;
         if (errno == 0) {
-            publishNative(file, .native);
+            // All that had it open may have closed it meanwhile.
+            publishNative(file, if (file.handle_list.items.len > 0) .native else .routed);
         } else if (file.native == .undecided and file.fences_open == 0) {
             publishNative(file, .routed);
         }
@@ -1583,8 +1608,7 @@ pub const Worker = struct {
             _ = file.handle_list.swapRemove(i);
             break;
         }
-        // Requests about one handle are served in order, and a fence comes through one: none is open now.
-        if (file.handle_list.items.len == 0) file.native = .routed;
+        if (file.handle_list.items.len == 0 and file.fences_open == 0) file.native = .routed;
         publishSharers(file);
     }
 
@@ -1602,7 +1626,7 @@ pub const Worker = struct {
             }
             link.* = request.next;
             request.errno = errno;
-            if (request.kind == .fence) _ = decideFence(request.file.?, request, errno);
+            if (request.kind == .fence or request.kind == .fence_stray) _ = decideFence(request.file.?, request, errno);
             if (errno != 0 and request.kind == .activate) {
                 request.file.?.identity_lsn = 0; // not in the log after all
                 closeHandle(request.file.?, .{ .ring = request.ring.?, .index = request.handle });
@@ -1751,7 +1775,7 @@ pub const Worker = struct {
     /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either).
     fn isForgettable(file: *const File, route: *const Route) bool {
         return file.handle_list.items.len == 0 and file.unsynced_lsn == 0 and !file.syncing and file.queue.isEmpty() and
-            file.rewrite_lsn == 0 and file.deferred.items.len == 0 and file.chain_buffer == null and file.last_lsn <= route.checkpoint.last_lsn;
+            file.rewrite_lsn == 0 and file.fences_open == 0 and !file.stray_fence and file.deferred.items.len == 0 and file.chain_buffer == null and file.last_lsn <= route.checkpoint.last_lsn;
     }
 
     /// Tells the control thread that it may let go of a file.

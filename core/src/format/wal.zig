@@ -115,8 +115,6 @@ pub const Kind = enum(u16) {
     fence = 5,
     /// The file may be found under another path as well: payload is the path. It has a name.
     rename = 6,
-    /// An append landed elsewhere: record LSN in the payload, true place in `offset`.
-    relocation = 7,
     /// The file was closed by all, applied and synced; its attribute is gone.
     released = 8,
     /// The file is losing its last name: where it is not found, nothing of it is missing.

@@ -20,9 +20,19 @@ const Buffer = @import("../buffers.zig").Buffer;
 /// One contiguous write, one change of a file's size, or a sync. Its bytes lie in the log buffer that it came from,
 /// which stays untouched until the run is done.
 pub const Run = struct {
-    kind: enum { write, truncate, allocate, sync },
+    kind: enum {
+        write,
+        /// A write whose offset is where the worker took the file's end to be. It goes to where the end is: what
+        /// another program has appended meanwhile is not overwritten.
+        append,
+        truncate,
+        allocate,
+        sync,
+    },
     argument: u32,
     offset: u64,
+    /// An append: where its last write ended.
+    landed_end: u64 = 0,
     length: u64,
     /// Of `length`, already in the file.
     done: u64,
@@ -33,10 +43,22 @@ pub const Run = struct {
     buffer: ?*Buffer,
     next: ?*Run,
 
+    pub fn hasPayload(run: *const Run) bool {
+        return run.kind == .write or run.kind == .append;
+    }
+
     pub const sync = Run{ .kind = .sync, .argument = 0, .offset = 0, .length = 0, .done = 0, .vectors = undefined, .vector_count = 0, .first_lsn = 0, .buffer = null, .next = null };
 };
 
 pub const vectors_per_run_max: u32 = 512;
+
+/// As the offset of a write: where the descriptor's own position is, which moves with it. Nothing else uses it.
+pub const at_own_position: u64 = std.math.maxInt(u64);
+
+/// Where an append to `fd` has ended.
+pub fn positionOf(fd: i32) u64 {
+    return os.check(linux.lseek(fd, 0, linux.SEEK.CUR)).ok() orelse 0;
+}
 
 pub const Queue = struct {
     first: ?*Run = null,
@@ -53,6 +75,8 @@ pub const Sink = struct {
     context: *anyopaque,
     /// A run is in its file.
     applied: *const fn (context: *anyopaque, run: *Run) void,
+    /// Somebody else has changed the file's end: `written` bytes at `offset` of it were meant for `meant`.
+    strayed: *const fn (context: *anyopaque, file: *File, meant: u64, offset: u64, written: u64) void,
     /// The target refused with this errno: what is queued is written from the log once that is possible again.
     refused: *const fn (context: *anyopaque, file: *File, errno: i32) void,
     /// A sync of the file's queue is done, with this errno or 0.
@@ -124,11 +148,15 @@ pub const Applier = struct {
             break :blk uring.prepare() orelse return false;
         };
         switch (run.kind) {
-            .write => {
+            .write, .append => {
                 entry.opcode = .WRITEV;
                 entry.off = run.offset + run.done;
                 entry.addr = @intFromPtr(run.vectors);
                 entry.len = run.vector_count;
+                if (run.kind == .append) {
+                    entry.off = at_own_position;
+                    entry.rw_flags = linux.RWF.APPEND;
+                }
             },
             .truncate => {
                 entry.opcode = .FTRUNCATE;
@@ -169,16 +197,24 @@ pub const Applier = struct {
             }
         } else if (errno != 0) {
             if (!again) applier.refuse(file, errno);
-        } else if (run.kind != .write) {
+        } else if (run.kind != .write and run.kind != .append) {
             applier.apply(file, run);
         } else if (result == 0 and run.length > run.done) {
             // A regular file that takes no byte and gives no error is broken.
             applier.refuse(file, @intFromEnum(linux.E.IO));
         } else {
+            if (run.kind == .append) applier.noteLanding(file, run, @intCast(result));
             advance(run, @intCast(result));
             if (run.done == run.length) applier.apply(file, run);
         }
         applier.start(file);
+    }
+
+    fn noteLanding(applier: *Applier, file: *File, run: *Run, written: u64) void {
+        if (applier.engine == .io_uring) run.landed_end = positionOf(file.fd);
+        const offset = run.landed_end -| written;
+        const meant = run.offset + run.done;
+        if (offset != meant) applier.sink.strayed(applier.sink.context, file, meant, offset, written);
     }
 
     fn apply(applier: *Applier, file: *File, run: *Run) void {

@@ -13,7 +13,8 @@ const assert = std.debug.assert;
 const linux = std.os.linux;
 const os = @import("../os.zig");
 const File = @import("../files.zig").File;
-const Run = @import("applier.zig").Run;
+const applier = @import("applier.zig");
+const Run = applier.Run;
 
 pub const lanes_max = 64;
 const queue_length = 4096;
@@ -99,15 +100,19 @@ pub const Lane = struct {
 
 /// Of the lanes that write: the file's first run.
 pub fn performRun(file: *File) i32 {
-    const run: *const Run = file.queue.first.?;
+    const run: *Run = file.queue.first.?;
     const raw = switch (run.kind) {
+        .append => linux.pwritev2(file.fd, @ptrCast(run.vectors), run.vector_count, @bitCast(applier.at_own_position), linux.RWF.APPEND),
         .write => linux.pwritev(file.fd, @ptrCast(run.vectors), run.vector_count, @intCast(run.offset + run.done)),
         .truncate => linux.ftruncate(file.fd, @intCast(run.offset)),
         .allocate => linux.fallocate(file.fd, @bitCast(run.argument), @intCast(run.offset), @intCast(run.length)),
         .sync => linux.fdatasync(file.sync_fd),
     };
     return switch (os.check(raw)) {
-        .value => |value| @intCast(value),
+        .value => |value| {
+            if (run.kind == .append) run.landed_end = applier.positionOf(file.fd);
+            return @intCast(value);
+        },
         .errno => |errno| -errno,
     };
 }
