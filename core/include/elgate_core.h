@@ -39,7 +39,6 @@ struct elgate_route_config {
     uint32_t on_full;
     uint64_t segment_bytes;          /* a multiple of 1 MiB */
     uint64_t log_bytes_max;
-    uint64_t log_age_max_s;
 };
 
 struct elgate_engine_config {
@@ -51,6 +50,7 @@ struct elgate_engine_config {
     uint32_t flags;
     uint32_t route_count;
     const struct elgate_route_config *routes;
+    uint64_t log_age_max_ms;         /* how long segments are kept that a checkpoint has passed; 0: not at all */
     uint64_t checkpoint_bytes;       /* 0: default (64 MiB) */
     uint32_t checkpoint_interval_ms; /* 0: default (5000) */
     uint32_t reserved;

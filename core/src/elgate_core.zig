@@ -21,7 +21,6 @@ pub const RouteConfig = extern struct {
     on_full: u32,
     segment_bytes: u64,
     log_bytes_max: u64,
-    log_age_max_s: u64,
 };
 
 pub const EngineConfig = extern struct {
@@ -33,6 +32,7 @@ pub const EngineConfig = extern struct {
     flags: u32,
     route_count: u32,
     routes: ?[*]const RouteConfig,
+    log_age_max_ms: u64,
     checkpoint_bytes: u64,
     checkpoint_interval_ms: u32,
     reserved: u32,
@@ -118,6 +118,7 @@ fn startEngine(config: *const EngineConfig, failure: *Failure) error{Failed}!*En
         .ring_per_client = config.flags & flag_ring_per_client != 0,
         .null_sink = config.flags & flag_null_sink != 0,
         .no_sync = steps.syncsAreLeftOut(),
+        .log_age_max_ns = config.log_age_max_ms *| std.time.ns_per_ms,
         .checkpoint_bytes = if (config.checkpoint_bytes != 0) config.checkpoint_bytes else 64 << 20,
         .checkpoint_interval_ms = if (config.checkpoint_interval_ms != 0) config.checkpoint_interval_ms else 5000,
         .routes = routes,

@@ -29,6 +29,7 @@ test "through cuts, kills, errors and damage: what was acknowledged comes back, 
     try std.testing.expect(counts.commits > seed_count * 50);
     try std.testing.expect(counts.strikes > seed_count);
     try std.testing.expect(counts.missing > seed_count);
+    try std.testing.expect(counts.kept > seed_count);
 }
 
 /// Seeds from 1 on, always the same, until one notices.

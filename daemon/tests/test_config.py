@@ -85,7 +85,7 @@ MISTAKES = [
     (document("wal: {segment_size: [64MiB]}"), 2, ["wal.segment_size", "a list"]),
     (document("wal: {max_size: 64MiB}"), 2, ["wal.max_size", "two segments", "128MiB"]),
     (document("wal: {max_age: 24}"), 2, ["wal.max_age", "'24'", "24h"]),
-    (document("wal: {max_age: 0s}"), 2, ["wal.max_age", "more than nothing"]),
+    (document("wal: {checkpoint_interval: 0s}"), 2, ["wal.checkpoint_interval", "more than nothing"]),
     (document("wal: {checkpoint_interval: 999999999999d}"), 2, ["wal.checkpoint_interval", "at most 49d"]),
     (document("wal: {checkpoint_interval: 50d}"), 2, ["wal.checkpoint_interval", "at most 49d"]),
     (document("wal: {max_age: 999999999999d}"), 2, ["wal.max_age", "at most 3650d"]),
@@ -260,10 +260,17 @@ def test_the_engine_holds_the_largest_values(disk_dir: Path) -> None:
     )
     target = engine._ffi.new("struct elgate_engine_config *")
     target.checkpoint_interval_ms = loaded.wal.checkpoint_interval_ms
+    target.log_age_max_ms = loaded.wal.max_age_ms
     routes = engine._Arguments().routes(loaded)
     assert target.checkpoint_interval_ms == 49 * 86_400_000
-    assert routes[0].log_age_max_s == 3650 * 86_400
+    assert target.log_age_max_ms == 3650 * 86_400_000
     assert routes[0].log_bytes_max == 1 << 50
+
+
+def test_segments_below_the_checkpoint_are_kept_by_request_only() -> None:
+    assert config.defaults().wal.max_age_ms == 0
+    assert config.parse(document("wal: {max_age: 0s}"), "test.yaml").as_document()["wal"]["max_age"] == "0ms"
+    assert config.parse(document("wal: {max_age: 0ms}"), "test.yaml").wal.max_age_ms == 0
 
 
 def test_settings_for_tests_are_read_and_shown_only_when_on() -> None:

@@ -47,6 +47,8 @@ pub const Settings = struct {
     disk_engine: EngineKind,
     ring_per_client: bool,
     no_sync: bool,
+    /// Of every log: how long segments are kept that the checkpoint has passed.
+    log_age_max_ns: u64,
     checkpoint_bytes: u64,
     checkpoint_interval_ms: u32,
     routes: []const RouteSettings,
@@ -63,6 +65,7 @@ pub const Engine = struct {
     control: Control,
     worker: Worker,
     storage: storage_module.LinuxStorage,
+    log_age_max_ns: u64,
     serving: bool,
     progress: ?replay_module.Progress,
     socket_lock_fd: i32,
@@ -80,6 +83,7 @@ pub const Engine = struct {
         errdefer allocator.destroy(engine);
         engine.allocator = allocator;
         engine.serving = false;
+        engine.log_age_max_ns = settings.log_age_max_ns;
         engine.progress = settings.progress;
 
         const socket_path = try text(allocator, settings.control_socket, failure);
@@ -249,6 +253,7 @@ pub const Engine = struct {
         const log = Log.open(allocator, engine.storage.storage(), directory, .{
             .segment_bytes = segment_bytes,
             .log_bytes_max = log_bytes_max,
+            .age_max_ns = engine.log_age_max_ns,
             .direct = !steps.logIsBuffered(),
             .explanation = &explanation,
         }) catch |err|

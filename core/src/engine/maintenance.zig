@@ -31,6 +31,8 @@ pub fn checkpointRoutes(state: *State) void {
     runUntilEnd(state, struct {
         fn once(s: *State, route: *Route) void {
             const job = &route.checkpoint;
+            // A failure is no news: it is tried again in a second.
+            defer if (route.log.historyIsDue()) route.log.trimHistory() catch {};
             if (@atomicLoad(@TypeOf(job.state), &job.state, .acquire) != .requested) return;
             const succeeded = checkpoint(s, route);
             @atomicStore(@TypeOf(job.state), &job.state, if (succeeded) .done else .failed, .release);
@@ -55,6 +57,9 @@ fn checkpoint(state: *State, route: *Route) bool {
         error.TargetsNotSynced, error.CursorNotWritten => return false,
         error.SegmentsNotRemoved => {},
     };
+    if (route.log.takeHistoryFailure()) |err| {
+        state.events.post(.warning, "history_not_kept", .{ .route = route.name, .@"error" = @errorName(err) });
+    }
     return true;
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A route's log is a directory `<wal dir>/<route>/`. In it: segments `<first LSN, 20 digits>-<timestamp>.wal`
 //! (the names are for people, the headers are what counts; one that is prepared and not yet in use is called
-//! `spare-…`), a `checkpoint` file, `receipts/` of what was ever lost, and `quarantine/`.
+//! `spare-…`), a `checkpoint` file, `receipts/` of what was ever lost, `quarantine/`, and `history/`: segments that
+//! the checkpoint has passed, kept for people.
 //!
 //! ```
 //! segment                                         group (one commit)

@@ -502,6 +502,12 @@ pub const SimulatedDisk = struct {
             if (entry.key_ptr.directory != @intFromEnum(directory)) continue;
             visitor.visit(visitor.context, entry.key_ptr.name, .file, entry.value_ptr.*.current.items.len);
         }
+        const above = disk.directories.items[@intCast(@intFromEnum(directory))];
+        for (disk.directories.items) |full| {
+            const name = std.fs.path.basenamePosix(full);
+            if (full.len != above.len + 1 + name.len or !std.mem.startsWith(u8, full, above)) continue;
+            visitor.visit(visitor.context, name, .directory, 0);
+        }
     }
 
     fn key(disk: *SimulatedDisk, directory: storage_module.Directory, name: []const u8) NameKey {
@@ -658,7 +664,7 @@ pub const SimulatedDisk = struct {
     fn allocate(context: *anyopaque, file: storage_module.File, size_bytes: u64) Error!void {
         const disk = from(context);
         const inode = disk.fileOf(file);
-        try errorOf(disk.operation(true));
+        try errorOf(disk.operation(size_bytes > inode.current.items.len));
         disk.grow(&inode.current, size_bytes);
         disk.noteUnsynced(inode, .{ .offset = 0, .bytes = &.{}, .size = size_bytes });
     }

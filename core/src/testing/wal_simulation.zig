@@ -20,11 +20,16 @@
 //!   delivered, behind all that was; from then on it counts as acknowledged.
 //! - Both passes deliver the same; so does a second recovery, which also names the same as missing.
 //! - The cursor is never above what is durable in the targets and, without damage, never below what was acknowledged.
+//!   (Where the whole checkpoint is gone it is what the oldest segment says that is left, and older ones that damage has
+//!   taken whole are not missed.)
 //! - The receipt on the disk names the same records as the recovery.
+//! - No segment is in the history, or gone from the log in another way, before the cursor has passed it.
 //!
 //! What the log cannot be asked: the group with the last acknowledged record is not hit by damage, since nothing else
-//! on the disk knows that it was there; nor are both ends of one segment, or both a header and the only group that
-//! could stand in for it together with its last block.
+//! on the disk knows that it was there (where that group is gone, the checkpoint alone does, and is not hit); nor are
+//! both ends of one segment, or both a header and the only group that could stand in for it together with its last
+//! block. And no segment becomes another one's: of two that its ends name, the one with more groups, or else the last
+//! block, goes on telling whose it is.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -32,6 +37,7 @@ const wal = @import("../format/wal.zig");
 const crc32c = @import("../format/checksum.zig").crc32c;
 const reader_module = @import("../engine/wal/reader.zig");
 const log_module = @import("../engine/wal/log.zig");
+const history = @import("../engine/wal/history.zig");
 const checkpoint_module = @import("../engine/wal/checkpoint.zig");
 const storage_module = @import("../engine/wal/storage.zig");
 const simulated_disk = @import("simulated_disk.zig");
@@ -44,6 +50,7 @@ const LsnRange = log_module.LsnRange;
 const path = "wal/orders";
 const segment_bytes = 48 * 1024;
 const options = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 8 * 1024 };
+const history_path = path ++ "/" ++ history.directory_name;
 const lives_max = 8;
 
 pub const Violation = error{
@@ -65,6 +72,8 @@ pub const Violation = error{
     CursorAhead,
     /// A cursor that was acknowledged is gone.
     CursorLost,
+    /// A segment is in the history that the cursor has not passed.
+    ForgottenTooEarly,
     /// A commit or an open failed on a disk that did not.
     Refused,
     AccountsWrong,
@@ -91,7 +100,8 @@ pub const Counts = struct {
     records: u64 = 0,
     operations: u64 = 0,
     missing: u64 = 0,
-    recycled: u64 = 0,
+    /// Segments that a start has found in the history.
+    kept: u64 = 0,
     strikes: u64 = 0,
 
     pub fn add(counts: *Counts, other: Counts) void {
@@ -179,6 +189,8 @@ const Simulation = struct {
     /// Everything up to here is in the targets, as programs see them, and on their disk.
     targets_cached: u64 = 0,
     targets_durable: u64 = 0,
+    /// Neither of the checkpoint's blocks was whole when the log was opened, for the first time since a recovery.
+    checkpoint_is_gone: bool = false,
     /// Delivered in the recovery that is going on, by pass.
     delivered: [2]std.ArrayListUnmanaged(Attempt) = .{ .empty, .empty },
     wrong: bool = false,
@@ -235,7 +247,12 @@ const Simulation = struct {
         if (drawn < 7 or sim.maintenance_hangs) return sim.commit();
         if (random.uintLessThan(u8, 30) == 0) sim.disk.hangs_in = random.uintLessThan(u64, 6);
         switch (drawn) {
-            7, 8 => log.prepareNextSegment() catch if (!sim.mayFail()) return error.Refused,
+            7 => if (random.boolean()) {
+                log.trimHistory() catch if (!sim.mayFail()) return error.Refused;
+            } else {
+                log.prepareNextSegment() catch if (!sim.mayFail()) return error.Refused;
+            },
+            8 => log.prepareNextSegment() catch if (!sim.mayFail()) return error.Refused,
             9, 10 => {
                 const lsn = sim.cursor_acknowledged + random.uintAtMost(u64, log.durableLsn() - sim.cursor_acknowledged);
                 if (checkpoint_module.run(log, lsn, Steps{ .sim = sim })) {
@@ -336,6 +353,13 @@ const Simulation = struct {
         var explanation = log_module.Explanation{};
         var with = options;
         with.explanation = &explanation;
+        if (sim.profile == .damaged and !sim.hasCheckpoint()) sim.checkpoint_is_gone = true;
+        // The disk's clock moves by 1000 ns each time somebody looks at it. Mostly some of the history stays.
+        with.age_max_ns = switch (sim.prng.random().uintLessThan(u8, 4)) {
+            0 => 0,
+            1 => std.math.maxInt(u64),
+            else => sim.prng.random().uintLessThan(u64, 500 * 1000),
+        };
         const log = Log.open(sim.arena, sim.disk.storage(), path, with) catch |err| {
             if (err == error.OutOfMemory) return error.OutOfMemory;
             if (!sim.mayFail()) {
@@ -374,13 +398,32 @@ const Simulation = struct {
         if (sim.profile == .sound and !sim.disk.is_off) {
             if (recovery.notes.len > 0) return error.FalseAlarm;
             const names = try sim.disk.list(sim.arena, path, ".wal");
-            if (names.len * segment_bytes != log.bytesHeld()) return error.AccountsWrong;
+            const kept = try sim.disk.list(sim.arena, history_path, ".wal");
+            if ((names.len + kept.len) * segment_bytes != log.bytesHeld()) return error.AccountsWrong;
+        }
+        try sim.checkHistory(recovery);
+    }
+
+    /// What damage does there is nobody's loss; but there is none that is of another time.
+    fn checkHistory(sim: *Simulation, recovery: *const log_module.Recovery) !void {
+        for (try sim.disk.list(sim.arena, history_path, ".wal")) |name| {
+            sim.counts.kept += 1;
+            const header = switch (reader_module.parseSegmentHeader(sim.disk.contents(history_path, name).?)) {
+                .valid => |header| header,
+                else => continue,
+            };
+            if (@max(header.first_lsn, header.sealed_lsn) > recovery.applied_lsn) return error.ForgottenTooEarly;
         }
     }
 
     fn compare(sim: *Simulation, recovery: *const log_module.Recovery) !void {
         if (sim.wrong) return error.Wrong;
-        if (recovery.applied_lsn > sim.targets_durable) return error.CursorAhead;
+        if (recovery.applied_lsn > sim.targets_durable) {
+            if (!sim.checkpoint_is_gone) return error.CursorAhead;
+            for (sim.excused.items[sim.targets_durable..recovery.applied_lsn]) |is_excused| if (!is_excused) return error.CursorAhead;
+            sim.targets_durable = recovery.applied_lsn; // given up for lost
+        }
+        sim.checkpoint_is_gone = false;
         if (recovery.applied_lsn < sim.cursor_acknowledged and sim.profile != .damaged) return error.CursorLost;
         const survey = sim.delivered[0].items;
         const apply = sim.delivered[1].items;
@@ -616,7 +659,10 @@ const Simulation = struct {
             wanted;
         const size: u64 = sim.disk.contents(path, name).?.len;
         if (size < 2 * wal.block_size or hit.end > size) return false;
-        if (std.mem.endsWith(u8, name, ".wal") and !sim.maySurvive(copies, name, size, hit)) return false;
+        if (std.mem.endsWith(u8, name, ".wal")) {
+            if (!sim.maySurvive(copies, name, size, hit)) return false;
+            if (how == .write and !try sim.staysWhatItIs(name, hit, how.write)) return false;
+        } else if (sim.acknowledged.getLastOrNull() == nobody_knows) return false;
         for (copies) |copy| {
             if (!std.mem.eql(u8, copy.name, name)) continue;
             if (hit.overlaps(copy.record) or hit.overlaps(copy.group_header)) sim.excuse(copy.lsn);
@@ -630,15 +676,31 @@ const Simulation = struct {
         return true;
     }
 
+    fn hasCheckpoint(sim: *Simulation) bool {
+        const contents = sim.disk.contents(path, log_module.checkpoint_name) orelse return false;
+        for ([_]usize{ 0, wal.block_size }) |offset| {
+            if (contents.len < offset + wal.block_size) break;
+            if (sim.isUnreadable(log_module.checkpoint_name, offset)) continue;
+            var block: wal.Checkpoint = undefined;
+            @memcpy(std.mem.asBytes(&block), contents[offset..][0..@sizeOf(wal.Checkpoint)]);
+            if (block.magic == wal.checkpoint_magic and block.header_checksum == block.computeChecksum()) return true;
+        }
+        return false;
+    }
+
+    fn isUnreadable(sim: *Simulation, name: []const u8, block_offset: u64) bool {
+        for (sim.disk.unreadableOf(path, name)) |range| {
+            if (range.start < block_offset + wal.block_size and range.end > block_offset) return true;
+        }
+        return false;
+    }
+
     /// First or last block still says that it is a segment.
     fn hasAnEnd(sim: *Simulation, name: []const u8) bool {
         const contents = sim.disk.contents(path, name).?;
         if (contents.len < segment_bytes) return false;
         for ([_]u64{ 0, segment_bytes - wal.block_size }) |offset| {
-            const is_readable = for (sim.disk.unreadableOf(path, name)) |range| {
-                if (range.start < offset + wal.block_size and range.end > offset) break false;
-            } else true;
-            if (is_readable and reader_module.parseSegmentHeader(contents[@intCast(offset)..][0..wal.block_size]) == .valid) return true;
+            if (!sim.isUnreadable(name, offset) and reader_module.parseSegmentHeader(contents[@intCast(offset)..][0..wal.block_size]) == .valid) return true;
         }
         return false;
     }
@@ -664,6 +726,35 @@ const Simulation = struct {
             if (first.overlaps(.{ .start = range.start, .end = range.end }) or last.overlaps(.{ .start = range.start, .end = range.end })) return false;
         }
         return true;
+    }
+
+    fn staysWhatItIs(sim: *Simulation, name: []const u8, hit: Bytes, bytes: []const u8) !bool {
+        const before = sim.disk.contents(path, name).?;
+        const after = try sim.arena.dupe(u8, before);
+        @memcpy(after[@intCast(hit.start)..@intCast(hit.end)], bytes);
+        const id = idOf(before) orelse return true;
+        return idOf(after) == id;
+    }
+
+    /// Of the segment that a file is, by what recovery.zig promises to find out.
+    fn idOf(contents: []const u8) ?u64 {
+        const last_block = contents.len - contents.len % wal.block_size - wal.block_size;
+        const first = reader_module.parseSegmentHeader(contents[0..wal.block_size]);
+        const last = reader_module.parseSegmentHeader(contents[last_block..][0..wal.block_size]);
+        if (first != .valid) return if (last == .valid) last.valid.segment_id else null;
+        if (last != .valid or last.valid.segment_id == first.valid.segment_id) return first.valid.segment_id;
+        const for_first = countGroups(contents, first.valid.segment_id);
+        const for_last = countGroups(contents, last.valid.segment_id);
+        return if (for_first > for_last) first.valid.segment_id else last.valid.segment_id;
+    }
+
+    fn countGroups(contents: []const u8, segment_id: u64) u32 {
+        var count: u32 = 0;
+        var offset: usize = wal.block_size;
+        while (offset + wal.block_size <= contents.len) : (offset += wal.block_size) {
+            count += @intFromBool(reader_module.parseGroupHeader(contents[offset..][0..wal.block_size], segment_id, offset) != null);
+        }
+        return count;
     }
 
     fn tellGroups(sim: *Simulation) !void {

@@ -93,7 +93,8 @@ class Wal:
     dir: Path
     segment_bytes: int = 64 * MIB
     max_bytes: int = 4096 * MIB
-    max_age_ms: int = 24 * 3_600_000
+    # How long log segments are kept that a checkpoint has passed; 0: not at all.
+    max_age_ms: int = 0
     # How far behind the log the target files may be synced; a replay does what lies between again.
     checkpoint_interval_ms: int = 5_000
     allow_volatile: bool = False
@@ -327,18 +328,22 @@ def _parse_segment_size(walk: _Walk, node: yaml.Node, path: str) -> int:
     return size_bytes
 
 
-def _parse_duration(walk: _Walk, node: yaml.Node, path: str, most_ms: int = DURATION_MS_MAX) -> int:
+def _parse_duration(
+    walk: _Walk, node: yaml.Node, path: str, least_ms: int = 1, most_ms: int = DURATION_MS_MAX
+) -> int:
     allowed = "a number with a unit: 5ms, 24h (units: ms, s, min, h, d)"
+    if least_ms:
+        allowed += ", and more than nothing"
     match = DURATION.fullmatch(_text(node, allowed))
-    if match is None or int(match[1]) == 0:
-        raise _Invalid(f"is {_describe(node)}, must be {allowed}, and more than nothing")
+    if match is None or int(match[1]) < least_ms:
+        raise _Invalid(f"is {_describe(node)}, must be {allowed}")
     duration_ms = int(match[1]) * DURATION_UNITS_MS[match[2]]
     if duration_ms > most_ms:
         raise _Invalid(f"is {_describe(node)}, must be at most {format_duration(most_ms)}")
     return duration_ms
 
 
-_parse_age = functools.partial(_parse_duration, most_ms=AGE_MS_MAX)
+_parse_age = functools.partial(_parse_duration, least_ms=0, most_ms=AGE_MS_MAX)
 
 
 def _parse_absolute_path(walk: _Walk, node: yaml.Node, path: str) -> Path:

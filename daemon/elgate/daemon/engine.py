@@ -113,7 +113,6 @@ class _Arguments:
         target.on_full = _ON_FULL[route.on_full]
         target.segment_bytes = config.wal.segment_bytes
         target.log_bytes_max = config.wal.max_bytes
-        target.log_age_max_s = max(config.wal.max_age_ms // 1000, 1)
 
 
 class Engine:
@@ -147,6 +146,7 @@ class Engine:
             engine_config.flags |= _library.ELGATE_ENGINE_IO_URING
         if config.ring.isolation == "per_client":
             engine_config.flags |= _library.ELGATE_ENGINE_RING_PER_CLIENT
+        engine_config.log_age_max_ms = config.wal.max_age_ms
         engine_config.checkpoint_interval_ms = config.wal.checkpoint_interval_ms
         engine_config.route_count = len(config.routes)
         routes = arguments.routes(config)

@@ -51,11 +51,15 @@ const Scene = struct {
     }
 
     fn open(scene: *Scene) !*const log_module.Recovery {
+        return scene.openWith(options);
+    }
+
+    fn openWith(scene: *Scene, with: log_module.Options) !*const log_module.Recovery {
         std.debug.assert(scene.log == null);
         scene.delivered.clearRetainingCapacity();
         scene.wrong = false;
         scene.last_lsn = 0;
-        const log = try Log.open(testing.allocator, scene.disk.storage(), path, options);
+        const log = try Log.open(testing.allocator, scene.disk.storage(), path, with);
         errdefer log.close();
         const recovery = try log.recover(.{ .context = scene, .visit = visit });
         scene.log = log;
@@ -252,6 +256,26 @@ test "a segment whose first block is gone is known by its last" {
     try testing.expectEqual(@as(usize, 2), recovery.notes.len);
 }
 
+test "a segment that its first block alone speaks for is not sealed: a write that is cut short would be the end of it" {
+    for ([_]bool{ false, true }) |is_damaged| {
+        var scene: Scene = undefined;
+        try scene.init(1);
+        defer scene.deinit();
+        try scene.build(20);
+        const last = scene.log.?.durableLsn();
+        const newest = try testing.allocator.dupe(u8, scene.log.?.current.load(.monotonic).?.name());
+        defer testing.allocator.free(newest);
+        scene.close();
+        const contents = scene.disk.contents(path, newest).?;
+        if (is_damaged) scene.disk.damage(path, newest, contents.len - 4096, "damage");
+        const first_block = try testing.allocator.dupe(u8, contents[0..4096]);
+        defer testing.allocator.free(first_block);
+        const recovery = try scene.open();
+        try testing.expectEqual(last, recovery.record_count);
+        try testing.expectEqual(is_damaged, std.mem.eql(u8, first_block, scene.disk.contents(path, newest).?[0..4096]));
+    }
+}
+
 test "a segment that is gone is missed, to the record" {
     var scene: Scene = undefined;
     try scene.init(1);
@@ -390,6 +414,31 @@ test "a disk that stays broken gives its errno, and once it is mended the same g
         const recovery = try scene.open();
         try testing.expectEqual(@as(u64, 20), recovery.record_count);
     }
+}
+
+test "on a full disk the log goes on in what was only kept" {
+    var scene: Scene = undefined;
+    try scene.init(1);
+    defer scene.deinit();
+    _ = try scene.openWith(.{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 16 * 1024, .age_max_ns = std.math.maxInt(u64) });
+    const log = scene.log.?;
+    for (0..80) |_| {
+        try scene.commit();
+        if (log.needsPreparation()) try log.prepareNextSegment();
+    }
+    try log.checkpoint(log.durableLsn());
+    try log.collect(.{ .context = &scene, .ask = yes });
+    const kept = (try scene.names(path ++ "/history", ".wal")).len;
+    try testing.expect(kept > 2);
+    scene.disk.no_space_per_mille = 1000;
+    const first_lsn = log.durableLsn();
+    var groups: usize = 0;
+    while (scene.commit()) : (groups += 1) {
+        log.prepareNextSegment() catch {};
+    } else |err| try testing.expectEqual(error.NoSpace, err);
+    try testing.expectEqual(@as(usize, 0), (try scene.names(path ++ "/history", ".wal")).len);
+    try testing.expect(groups > kept * (segment_bytes / 4096 - 2));
+    try testing.expectEqual(first_lsn + groups * records_per_group, log.durableLsn());
 }
 
 test "another version of the format is refused in words, and nothing is touched" {

@@ -6,8 +6,8 @@
 //! ```
 //! starting thread      open, recover, close (nobody else is in the log then)
 //! worker thread        nextLsn, admits, commit, write, sync, lendTail, takeTailBack
-//! maintenance threads  prepareNextSegment, checkpoint, collect (they take turns on a lock of their own)
-//! any thread           durableLsn, groupBytesMax, needsPreparation, prepareAnew, bytesHeld
+//! maintenance threads  prepareNextSegment, checkpoint, collect, trimHistory (they take turns on a lock of their own)
+//! any thread           durableLsn, groupBytesMax, needsPreparation, prepareAnew, historyIsDue, bytesHeld
 //! ```
 //!
 //! The worker takes no lock that maintenance holds, with one exception that it must wait for in any case: where it
@@ -15,7 +15,7 @@
 //!
 //! A segment's life: prepared (space reserved, zero-written, header without a first LSN) → current (the header goes
 //! out with the first group, in one write) → retired (full, or given up after a failed write) → recycled or removed
-//! once the checkpoint is past it. Each segment that is put to use gets a higher epoch than all before, and its first
+//! once the checkpoint is past it; or kept for a while before that (history.zig). Each segment that is put to use gets a higher epoch than all before, and its first
 //! LSN is the one behind the last durable one; so whatever an older segment holds from there on was never
 //! acknowledged, and does not count. That one rule voids the tail behind a failed write and the torn tail of an
 //! earlier life.
@@ -35,6 +35,7 @@ const storage_module = @import("storage.zig");
 const reader_module = @import("reader.zig");
 const group_module = @import("group.zig");
 const recovery_module = @import("recovery.zig");
+const History = @import("history.zig").History;
 const mutant = @import("mutant.zig");
 
 pub const Storage = storage_module.Storage;
@@ -57,6 +58,9 @@ pub const Options = struct {
     /// Space that segments may take on the disk: at least two of them. Not counted: what is in quarantine, and one
     /// segment that a failed write may need.
     log_bytes_max: u64,
+    /// How long segments are kept that the checkpoint has passed, from when they were full, by the clock, and as long
+    /// as the log does not need their room. 0: not at all.
+    age_max_ns: u64 = 0,
     /// Around the page cache, where the directory's file system supports it.
     direct: bool = true,
     /// Zero-writing goes in pieces of this size, a multiple of 4096 up to zero_bytes_max; a route's first segment has
@@ -188,13 +192,19 @@ pub const Segment = struct {
 
     /// Recovery: where it found the last group to end.
     scanned_end: ?u64 = null,
-    /// Recovery: its first block does not say who it is.
+    /// Recovery: its first block does not say who it is; or its last one.
     known_by_last_block: bool = false,
+    known_by_first_block: bool = false,
     /// Recovery: where its first and its last block name different segments, how many groups speak for this one.
     groups_counted: u64 = std.math.maxInt(u64),
 
     /// The list of segments that maintenance keeps, or the list of those that are new to it.
     next: ?*Segment = null,
+
+    /// A segment of which no more is known.
+    pub fn ofSize(size_bytes: u64) Segment {
+        return .{ .id = 0, .size_bytes = size_bytes, .readable_bytes = size_bytes, .created_realtime_ns = 0, .zeroed_bytes = .init(size_bytes) };
+    }
 
     pub fn name(segment: *const Segment) []const u8 {
         return segment.name_buffer[0..segment.name_length];
@@ -289,6 +299,7 @@ pub const Log = struct {
     segments: ?*Segment,
     /// One more prepared segment, out of one that was below the checkpoint: the next spare.
     reserve: ?*Segment,
+    history: History,
     checkpoint_file: ?File,
     checkpoint_sequence: u64,
     /// By the checkpoint's two blocks.
@@ -343,6 +354,7 @@ pub const Log = struct {
             .maintenance_block = &blocks[1],
             .segments = null,
             .reserve = null,
+            .history = .{},
             .checkpoint_file = null,
             .checkpoint_sequence = 0,
             .applied_lsn = 0,
@@ -387,6 +399,8 @@ pub const Log = struct {
         log.stage = .recovering;
         try recovery_module.recover(log, visitor);
         log.stage = .recovered;
+        // The log may be smaller from now on. What is only too old can wait.
+        if (log.history.isInTheWay(log)) log.trimHistory() catch {};
         return &log.recovery;
     }
 
@@ -786,6 +800,7 @@ pub const Log = struct {
     /// but that one might be damaged one day, and then a torn tail must not come back to life.
     pub fn sealOld(log: *Log, segment: *Segment) void {
         if (segment.last_lsn.load(.monotonic) == 0) return; // which would mean not sealed
+        if (segment.known_by_first_block) return; // which a write that is cut short would be the end of
         const file = segment.file orelse log.storage.open(log.directory, segment.name(), log.direct) catch return;
         defer if (segment.file == null) log.storage.close(file);
         log.seal(segment, file, log.maintenance_block) catch {};
@@ -913,6 +928,8 @@ pub const Log = struct {
         log.maintenance.lock();
         defer log.maintenance.unlock();
         log.takeAdded();
+        // What is only kept makes room first, and what gives way becomes the next segment.
+        log.history.trim(log) catch {};
         errdefer |err| {
             log.preparation_failed.store(true, .monotonic);
             log.no_room.store(err == error.LogFull or err == error.NoSpace or err == error.QuotaExceeded, .monotonic);
@@ -922,13 +939,24 @@ pub const Log = struct {
             if (log.zeroing_wanted.swap(false, .acquire)) log.zeroRest(segment) catch {};
         }
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
-            const prepared = log.reserve orelse try log.createSegment(log.options.segment_bytes, std.math.maxInt(u64), .within_limit);
-            log.reserve = null;
+            const prepared = try log.prepareOne();
             const before = log.spare.swap(prepared, .release);
             assert(before == null);
             log.no_room.store(false, .monotonic);
         }
         try log.tidySegments();
+    }
+
+    fn prepareOne(log: *Log) CommitError!*Segment {
+        if (log.reserve) |segment| {
+            log.reserve = null;
+            return segment;
+        }
+        return log.createSegment(log.options.segment_bytes, std.math.maxInt(u64), .within_limit) catch |err| switch (err) {
+            // What is only kept has its blocks already.
+            error.NoSpace, error.QuotaExceeded => log.history.recycleOldest(log) orelse err,
+            else => err,
+        };
     }
 
     /// The worker may retire the segment meanwhile; it stays until maintenance removes it.
@@ -964,7 +992,7 @@ pub const Log = struct {
                 continue;
             }
             if (segment.last_lsn.load(.monotonic) < segment.first_lsn) {
-                try log.unlinkSegment(segment);
+                try log.unlinkSegment(log.directory, segment.name(), segment.size_bytes);
                 link.* = segment.next;
                 log.freeSegment(segment);
                 renamed = true;
@@ -987,12 +1015,12 @@ pub const Log = struct {
         if (renamed) try log.syncNames();
     }
 
-    fn unlinkSegment(log: *Log, segment: *Segment) storage_module.Error!void {
-        log.storage.unlink(log.directory, segment.name()) catch |err| switch (err) {
+    pub fn unlinkSegment(log: *Log, directory: Directory, name: []const u8, size_bytes: u64) storage_module.Error!void {
+        log.storage.unlink(directory, name) catch |err| switch (err) {
             error.NotFound => {},
             else => return err,
         };
-        _ = log.bytes_held.fetchSub(segment.size_bytes, .monotonic);
+        _ = log.bytes_held.fetchSub(size_bytes, .monotonic);
     }
 
     /// Closes and frees; the file stays as it is.
@@ -1002,41 +1030,46 @@ pub const Log = struct {
         log.allocator.destroy(segment);
     }
 
+    pub fn mayReuse(log: *const Log, size_bytes: u64, write_failed: bool) bool {
+        return size_bytes == log.options.segment_bytes and (!write_failed or mutant.is(.failed_segment_recycled));
+    }
+
     /// A new life for a segment whose records count no more: its blocks are written already, which a fresh one's are
     /// not. null where it cannot be had; then the segment is gone.
-    pub fn reuse(log: *Log, segment: *Segment) ?*Segment {
+    pub fn reuse(log: *Log, segment: *Segment, from: Directory) ?*Segment {
         assert(segment.size_bytes == log.options.segment_bytes);
-        log.prepareAgain(segment) catch {
-            // Whatever it is that is wrong with it. Where it cannot be removed either, the next start sees to it.
-            log.unlinkSegment(segment) catch {};
+        log.prepareAgain(segment, from) catch {
             log.freeSegment(segment);
             return null;
         };
         return segment;
     }
 
-    fn prepareAgain(log: *Log, segment: *Segment) storage_module.Error!void {
+    /// The header first, then the name: in the log's directory there is never one that says it holds what it holds no
+    /// more, or what the log has long forgotten.
+    fn prepareAgain(log: *Log, segment: *Segment, from: Directory) storage_module.Error!void {
         const now_ns = log.storage.realtimeNs();
         const size_bytes = segment.size_bytes;
-        const id = log.drawSegmentId();
-        var buffer: [name_bytes]u8 = undefined;
-        const spare_name = spareName(&buffer, now_ns, id);
-        try log.storage.rename(log.directory, segment.name(), log.directory, spare_name);
-        segment.setName(spare_name);
-        const file = segment.file orelse try log.storage.open(log.directory, spare_name, log.direct);
-        segment.* = .{
-            .id = id,
-            .epoch = log.epoch.load(.monotonic) + 1,
-            .size_bytes = size_bytes,
-            .readable_bytes = size_bytes,
-            .created_realtime_ns = now_ns,
-            .file = file,
-            .zeroed_bytes = .init(size_bytes - wal.block_size),
-        };
-        segment.setName(spare_name);
+        var directory = from;
+        // Whatever it is that is wrong with it. Where it cannot be removed either, the next start sees to it.
+        errdefer log.unlinkSegment(directory, segment.name(), size_bytes) catch {};
+        const file = segment.file orelse try log.storage.open(directory, segment.name(), log.direct);
+        var fresh = Segment.ofSize(size_bytes);
+        fresh.id = log.drawSegmentId();
+        fresh.epoch = log.epoch.load(.monotonic) + 1;
+        fresh.created_realtime_ns = now_ns;
+        fresh.file = file;
+        fresh.zeroed_bytes = .init(fresh.groupsEnd());
+        fresh.setName(segment.name());
+        segment.* = fresh;
         // It may have been found cut short, or with holes.
         log.storage.allocate(file, size_bytes) catch |err| if (err != error.NotSupported) return err;
         try log.writePreparedHeader(segment, log.maintenance_block);
+        var buffer: [name_bytes]u8 = undefined;
+        const spare_name = spareName(&buffer, now_ns, segment.id);
+        try log.storage.rename(from, segment.name(), log.directory, spare_name);
+        segment.setName(spare_name);
+        directory = log.directory;
         try log.syncNames();
     }
 
@@ -1087,7 +1120,7 @@ pub const Log = struct {
     }
 
     /// Maintenance thread. Removes whole segments below the checkpoint, oldest first, up to the first that may not
-    /// go; one of them is kept for a new life. The newest segment always stays: its first LSN is what voids the
+    /// go (or moves them to the history); one of them is kept for a new life. The newest segment always stays: its first LSN is what voids the
     /// tails of those before it. After an error the call can be repeated.
     pub fn collect(log: *Log, may_remove: MayRemove) storage_module.Error!void {
         assert(log.stage == .recovered);
@@ -1121,23 +1154,45 @@ pub const Log = struct {
                 };
                 _ = log.bytes_held.fetchSub(segment.size_bytes, .monotonic);
                 log.freeSegment(segment);
-            } else if (log.reserve == null and segment.size_bytes == log.options.segment_bytes and
-                (!segment.write_failed.load(.acquire) or mutant.is(.failed_segment_recycled)))
-            {
-                log.reserve = log.reuse(segment);
+            } else if (log.history.keep(log, segment)) {
+                // The next start looks there.
+            } else if (log.reserve == null and log.mayReuse(segment.size_bytes, segment.write_failed.load(.acquire))) {
+                log.reserve = log.reuse(segment, log.directory);
             } else {
-                try log.unlinkSegment(segment);
+                try log.unlinkSegment(log.directory, segment.name(), segment.size_bytes);
                 log.freeSegment(segment);
             }
             log.segments = next;
             removed = true;
         }
         if (removed) try log.syncNames();
+        log.history.trim(log) catch {}; // tried again with the next segment, or second
         // Where the log was full, the worker may be waiting for just that.
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
             log.spare.store(log.reserve, .release);
             log.reserve = null;
         }
+    }
+
+    /// Any thread. `trimHistory` has something to do.
+    pub fn historyIsDue(log: *const Log) bool {
+        return log.history.isDue(log);
+    }
+
+    /// Maintenance thread. Removes what has been kept for long enough, or stands where the log needs room. After an error
+    /// the call can be repeated.
+    pub fn trimHistory(log: *Log) storage_module.Error!void {
+        assert(log.stage == .recovered);
+        log.maintenance.lock();
+        defer log.maintenance.unlock();
+        return log.history.trim(log);
+    }
+
+    /// Maintenance thread. Why a segment was removed that should have been kept, once; null: none was.
+    pub fn takeHistoryFailure(log: *Log) ?storage_module.Error {
+        log.maintenance.lock();
+        defer log.maintenance.unlock();
+        return log.history.takeFailure();
     }
 
     /// Closes the files and frees the memory; writes nothing. No other thread may be in the log.
@@ -1159,6 +1214,7 @@ pub const Log = struct {
         if (log.spare.swap(null, .acquire)) |segment| log.freeSegment(segment);
         if (log.reserve) |segment| log.freeSegment(segment);
         log.reserve = null;
+        log.history.deinit(log);
         log.current.store(null, .monotonic);
         if (log.checkpoint_file) |file| log.storage.close(file);
         log.checkpoint_file = null;

@@ -517,3 +517,130 @@ test "starts without work take no space" {
         try testing.expectEqual(held, log.bytesHeld());
     }
 }
+
+/// As a daemon's maintenance does it, after each of some commits.
+fn work(bench: *Bench, commits: usize) !void {
+    const log = bench.log.?;
+    for (0..commits) |_| {
+        try bench.commit(4, 2000);
+        if (log.needsPreparation()) try log.prepareNextSegment();
+        try log.checkpoint(log.durableLsn());
+        try log.collect(remove_all);
+    }
+}
+
+test "segments that the checkpoint has passed are kept as history, which no start reads" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    var with = options;
+    with.age_max_ns = std.time.ns_per_day;
+    var log = try bench.reopen(with, 1, 0);
+    try work(&bench, 40);
+    const last = log.durableLsn();
+    var kept = try bench.names("history", ".wal");
+    defer kept.deinit();
+    var segments = try bench.names("", ".wal");
+    defer segments.deinit();
+    try testing.expect(kept.count() > 5);
+    try testing.expectStringStartsWith(kept.at(0), "00000000000000000001-");
+    try testing.expectEqual((kept.count() + segments.count()) * segment_bytes, log.bytesHeld());
+
+    // Garbage there, and somebody's own files, do not matter to anybody.
+    try bench.temporary.dir.writeFile(.{ .sub_path = "orders/history/note.txt", .data = "mine" });
+    const damaged = try std.fmt.allocPrint(testing.allocator, "history/{s}", .{kept.at(1)});
+    defer testing.allocator.free(damaged);
+    try bench.damage(damaged, 0, &@as([8192]u8, @splat(0x55)));
+    // Nor do they come back where nothing says how far the checkpoint was.
+    const first = log.segments.?.first_lsn;
+    try testing.expect(first > 100);
+    bench.close();
+    try bench.damage("checkpoint", 20, "damage");
+    try bench.damage("checkpoint", 4096 + 20, "damage");
+    log = try bench.reopen(with, first, last);
+    try testing.expectEqual(@as(usize, 0), log.recovery.missing.len);
+    try log.checkpoint(last);
+
+    // A day later, or without the wish to keep them, they go; a stranger's file stays.
+    with.age_max_ns = 0;
+    log = try bench.reopen(with, 1, 0);
+    try testing.expect(log.historyIsDue());
+    try log.trimHistory();
+    try testing.expect(!log.historyIsDue());
+    var rest = try bench.names("history", "");
+    defer rest.deinit();
+    try testing.expectEqual(@as(usize, 1), rest.count());
+    try testing.expectEqualStrings("note.txt", rest.at(0));
+    var left = try bench.names("", ".wal");
+    defer left.deinit();
+    try testing.expectEqual(left.count() * segment_bytes, log.bytesHeld());
+}
+
+test "history goes when it is old enough, the oldest first, whether or not anything is written" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    var with = options;
+    with.age_max_ns = 100 * std.time.ns_per_ms;
+    const log = try bench.reopen(with, 1, 0);
+    try work(&bench, 20);
+    const begun_ns = log.storage.realtimeNs();
+    while (true) {
+        if (log.historyIsDue()) try log.trimHistory();
+        var kept = try bench.names("history", ".wal");
+        defer kept.deinit();
+        if (kept.count() == 0) break;
+        try testing.expect(log.storage.realtimeNs() < begun_ns + 10 * std.time.ns_per_s);
+        std.Thread.yield() catch {};
+    }
+    try testing.expect(!log.historyIsDue());
+}
+
+test "history gives way to the log: it never makes it full" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    const with = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 8 * segment_bytes, .age_max_ns = std.time.ns_per_day };
+    var log = try bench.reopen(with, 1, 0);
+    var before: u64 = 0;
+    for (0..60) |_| {
+        // The worker overtakes maintenance, each time by a segment.
+        for (0..8) |_| {
+            try testing.expect(log.admits(12 * 1024));
+            try bench.commit(4, 2000);
+        }
+        try testing.expect(log.bytesHeld() <= with.log_bytes_max);
+        try log.checkpoint(log.durableLsn());
+        try log.collect(remove_all);
+        try log.prepareNextSegment();
+        var kept = try bench.names("history", ".wal");
+        defer kept.deinit();
+        if (kept.count() == 0) continue;
+        const first = try std.fmt.parseInt(u64, kept.at(0)[0..20], 10);
+        try testing.expect(first >= before);
+        before = first;
+    }
+    try testing.expect(before > 1);
+    const last = log.durableLsn();
+    // Its room is smaller from now on.
+    const smaller = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 4 * segment_bytes, .age_max_ns = std.time.ns_per_day };
+    log = try bench.reopen(smaller, 1, 0);
+    try testing.expectEqual(last + 1, log.nextLsn());
+    try testing.expect(log.bytesHeld() <= smaller.log_bytes_max);
+    try testing.expect(log.admits(12 * 1024));
+    try bench.commit(4, 2000);
+}
+
+test "where segments cannot be kept they are removed all the same, and why is said once" {
+    var bench: Bench = undefined;
+    try bench.init();
+    defer bench.deinit();
+    var with = options;
+    with.age_max_ns = std.time.ns_per_day;
+    const log = try bench.reopen(with, 1, 0);
+    try bench.temporary.dir.writeFile(.{ .sub_path = "orders/history", .data = "in the way" });
+    try work(&bench, 40);
+    try testing.expect(log.bytesHeld() <= 4 * segment_bytes);
+    try testing.expectEqual(@as(?storage_module.Error, error.NotADirectory), log.takeHistoryFailure());
+    try testing.expectEqual(@as(?storage_module.Error, null), log.takeHistoryFailure());
+}

@@ -18,6 +18,7 @@ const storage_module = @import("storage.zig");
 const reader_module = @import("reader.zig");
 const log_module = @import("log.zig");
 const mutant = @import("mutant.zig");
+const history = @import("history.zig");
 const Log = log_module.Log;
 const Segment = log_module.Segment;
 const Group = log_module.Group;
@@ -122,10 +123,12 @@ const Listing = struct {
     arena: std.mem.Allocator,
     log: *Log,
     candidates: std.ArrayListUnmanaged(Candidate) = .empty,
+    history_found: bool = false,
     out_of_memory: bool = false,
 
     fn visit(context: *anyopaque, name: []const u8, kind: storage_module.EntryKind, size_bytes: u64) void {
         const listing: *Listing = @ptrCast(@alignCast(context));
+        if (kind == .directory and std.mem.eql(u8, name, history.directory_name)) listing.history_found = true;
         if (!std.mem.endsWith(u8, name, log_module.segment_suffix)) return;
         if (kind != .file) return note(listing.log, name, "not a regular file: ignored", .{});
         if (listing.candidates.items.len == candidates_max) {
@@ -232,6 +235,7 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
         _ = log.bytes_held.fetchAdd(segment.size_bytes, .monotonic);
     }
     segments.clearRetainingCapacity(); // they are the log's now
+    if (listing.history_found) log.history.open(log) catch |err| note(log, history.directory_name, "cannot be read: {s}. What is in it is left alone", .{@errorName(err)});
     if (stored == null) {
         if (log.segments) |oldest| {
             log.applied_lsn = oldest.first_lsn - 1;
@@ -240,7 +244,7 @@ pub fn openLog(log: *Log) log_module.OpenError!void {
     }
     var each = log.segments;
     while (each) |segment| : (each = segment.next) {
-        // Below the checkpoint that is no damage: a preparation for a new life may have been cut short.
+        // Below the checkpoint that is no damage either.
         if (segment.known_by_last_block and upperLsn(segment) > log.applied_lsn) note(log, segment.name(), "its first block is damaged; known by its last block", .{});
     }
     // A new log has an identity of its own from now on.
@@ -430,6 +434,7 @@ fn admit(log: *Log, candidate: *const Candidate) log_module.OpenError!?*Segment 
         .tidied = true,
     };
     segment.setName(name);
+    segment.known_by_first_block = candidate.trailer != .valid;
     if (candidate.endsDisagree()) segment.groups_counted = candidate.groups_counted;
     if (!candidate.knownByFirstBlock()) {
         // The last block is mostly as it was when the segment was prepared. What became of it, its groups say.
@@ -438,7 +443,8 @@ fn admit(log: *Log, candidate: *const Candidate) log_module.OpenError!?*Segment 
                 segment.first_lsn = group.segment_first_lsn;
                 segment.epoch = group.segment_epoch;
             }
-            segment.known_by_last_block = true;
+            // Another one's header there that is in no use yet is no damage: a preparation for a new life was cut short.
+            segment.known_by_last_block = candidate.header != .valid or candidate.header.valid.first_lsn != 0;
             log.epoch.store(@max(log.epoch.load(.monotonic), segment.epoch), .monotonic);
         }
     }
@@ -516,7 +522,7 @@ fn upperLsn(segment: *const Segment) u64 {
 fn takeOverSpare(log: *Log) void {
     const left = log.reserve orelse return;
     log.reserve = null;
-    log.spare.store(log.reuse(left), .release);
+    log.spare.store(log.reuse(left, log.directory), .release);
 }
 
 const Suspect = struct { segment: *Segment, range: Range };
