@@ -226,10 +226,11 @@ def test_a_route_whose_targets_hang_holds_up_nobody_else(
     daemon = elgate_daemon_stopped
     disk = stack.enter_context(Ext4(daemon.route_dir / "bad", daemon.directory / "bad.img", 64 * MIB))
     start(daemon, engine)
-    bad, good = appender("bad/file"), appender("good/file")
+    bad, late, good = appender("bad/file"), appender("bad/late"), appender("good/file")
     assert bad.append("one") == 0
     assert good.append("one") == 0
     disk.freeze()
+    late.begin("append late")  # with which it is registered, and marked
     # One write, one group, one log buffer each: more than there are.
     accepted = 0
     while accepted < 64:
@@ -250,14 +251,25 @@ def test_a_route_whose_targets_hang_holds_up_nobody_else(
         assert good.append(f"{number}", limit_s=5) == 0
     wait_until(lambda: cursor_of(daemon, "good") > before, "the other route's checkpoints go on")
     assert daemon.wait_for_event("route_closed")["route"] == "bad"
+    # Nor the registration of files.
+    new = appender("good/new")
+    for number in range(5):
+        assert new.append(f"{number}", limit_s=5) == 0
+    assert new.do("close", limit_s=5) == 0
+    assert bad.answers.empty()
+    assert late.answers.empty()
     disk.thaw()
+    if late.answer() != 0:
+        assert on_full == "error"  # the route was still closed
+        late.append_when_possible("late")
     if on_full == "block":
         assert bad.answer() == 0
         bad.acknowledged.append(b"%d\n" % accepted)
     bad.append_when_possible("last")
     daemon.wait_for_event("route_opened")
-    for each in (bad, good):
+    for each in (bad, good, new):
         assert each.missing(each.path.read_bytes()) == []
+    assert late.path.read_bytes() == b"late\n"
     assert bad.path.read_bytes() == b"".join(bad.acknowledged)
 
 

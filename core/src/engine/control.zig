@@ -20,6 +20,7 @@ const Request = @import("requests.zig").Request;
 const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const names = @import("names.zig");
+const marks = @import("marks.zig");
 const served_ring = @import("served_ring.zig");
 const ServedRing = served_ring.ServedRing;
 const RingMemory = @import("ring_memory.zig").RingMemory;
@@ -49,6 +50,13 @@ const OpenHandle = struct { index: u32, file: *File, releasing: bool = false };
 
 const InodeKey = struct { device: u64, inode: u64 };
 
+/// A file that is just being marked, or unmarked, and who waits to have it registered.
+const Marking = struct {
+    key: InodeKey,
+    job: marks.Job,
+    waiting: std.ArrayListUnmanaged(struct { session: *Session, sequence: u32, client_fd: i32 }) = .empty,
+};
+
 pub const Control = struct {
     state: *State,
     listen_fd: i32,
@@ -59,6 +67,8 @@ pub const Control = struct {
     sessions_by_id: std.AutoHashMapUnmanaged(u64, *Session) = .empty,
     next_session: u64 = 1,
     registry: std.AutoHashMapUnmanaged(InodeKey, *File) = .empty,
+    marks: marks.Marks,
+    marking: std.AutoHashMapUnmanaged(InodeKey, *Marking) = .empty,
     /// The one in /dev/shm, of the daemon's own user; null where it was lost and could not be made again.
     shared: ?*ServedRing,
     /// All that are served; the others are made for those who may not share that one.
@@ -77,7 +87,7 @@ pub const Control = struct {
             .fd => |fd| fd,
             .errno => |errno| return failure.set(errno, "cannot make an epoll descriptor: {s}", .{Failure.nameOf(errno)}),
         };
-        var self = Control{ .state = state, .shared = shared, .listen_fd = listen_fd, .epoll_fd = epoll_fd, .spare_fd = spareDescriptor() };
+        var self = Control{ .state = state, .shared = shared, .listen_fd = listen_fd, .epoll_fd = epoll_fd, .spare_fd = spareDescriptor(), .marks = .{ .allocator = state.allocator, .eventfd = state.control_eventfd } };
         self.rings[shared.index] = shared;
         self.watch(listen_fd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
         self.watch(state.control_eventfd, linux.EPOLL.CTL_ADD, linux.EPOLL.IN);
@@ -99,7 +109,7 @@ pub const Control = struct {
             if (self.stopped) {
                 // The worker's last answers: files that it has let go of.
                 self.takeAnswers();
-                return;
+                return self.awaitMarking();
             }
             const count = result.ok() orelse 0;
             for (events[0..count]) |event| {
@@ -124,9 +134,29 @@ pub const Control = struct {
         _ = linux.write(self.state.control_eventfd, std.mem.asBytes(&one), 8);
     }
 
-    /// After `run` has ended.
+    /// The marks that are being taken off, if their file systems do not hang.
+    fn awaitMarking(self: *Control) void {
+        while (self.marking.count() > 0) {
+            const now = os.monotonicNs();
+            const deadline = @atomicLoad(u64, &self.state.stop_deadline_ns, .acquire);
+            if (now >= deadline) return;
+            var polled = [1]linux.pollfd{.{ .fd = self.state.control_eventfd, .events = linux.POLL.IN, .revents = 0 }};
+            _ = linux.poll(&polled, 1, @intCast(@min((deadline - now) / std.time.ns_per_ms + 1, 1000)));
+            self.takeAnswers();
+        }
+    }
+
+    /// After `run` has ended: something hangs in a file system still.
+    pub fn isStuck(self: *const Control) bool {
+        return self.marking.count() > 0;
+    }
+
+    /// After `run` has ended, unless it is stuck.
     pub fn deinit(self: *Control) void {
         const allocator = self.state.allocator;
+        assert(!self.isStuck());
+        self.marks.deinit();
+        self.marking.deinit(allocator);
         var sessions = self.sessions_by_id.valueIterator();
         while (sessions.next()) |entry| {
             const session = entry.*;
@@ -408,7 +438,7 @@ pub const Control = struct {
             },
             .attach_thread => if (message.as(control.AttachThread)) |_| return self.attachThread(session, sequence),
             .register_file => if (message.as(control.RegisterFile)) |_| {
-                if (message.descriptor_count == 1) return self.registerFile(session, sequence, message.descriptors[0]);
+                if (message.descriptor_count == 1) return self.registerFile(session, sequence, message.takeDescriptor().?);
             },
             .release_file => if (message.as(control.ReleaseFile)) |asked| return self.askForHandle(session, sequence, .release, asked.handle, asked.file_id, 0),
             .fence_file => if (message.as(control.FenceFile)) |asked| return self.askForHandle(session, sequence, .fence, asked.handle, asked.file_id, asked.reason),
@@ -622,47 +652,63 @@ pub const Control = struct {
         return .{ .device = file.identity.blob.device, .inode = file.identity.blob.inode };
     }
 
+    /// `client_fd` is ours to close.
     fn registerFile(self: *Control, session: *Session, sequence: u32, client_fd: i32) void {
-        const state = self.state;
-        const its = session.ring.?;
         var errno: i32 = 0;
         const refusal = refusal: {
             // Not for good: the next daemon takes it.
-            if (@atomicLoad(bool, &state.stopping, .acquire)) return self.refuse(session, sequence, .stopping, 0);
-            const handle = takeHandle(its) orelse break :refusal .limit_reached;
-            const file = self.fileFor(client_fd, &errno) catch |err| {
-                its.handle_used.unset(handle);
-                // Whatever it was that needed a descriptor or memory.
-                if (isLimit(errno)) break :refusal .limit_reached;
-                break :refusal switch (err) {
-                    error.NotRegular => control.Refusal.not_a_regular_file,
-                    error.SeveralLinks => .several_links,
-                    error.NotWritable => .not_open_for_writing,
-                    error.NoPath, error.NotOnARoute => .not_on_a_route,
-                    error.CannotReopen => .cannot_reopen,
-                    error.NoAttribute => .no_attribute,
-                    error.TargetFailed => .target_failed,
-                    error.OutOfMemory => .limit_reached,
-                };
-            };
-            session.handles.append(state.allocator, .{ .index = handle, .file = file }) catch {
-                its.handle_used.unset(handle);
-                break :refusal .limit_reached;
-            };
-            file.handles += 1;
-            self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle }) catch {
-                _ = session.handles.pop();
-                file.handles -= 1;
-                its.handle_used.unset(handle);
-                break :refusal .limit_reached;
-            };
-            self.suspendReading(session);
-            return;
+            if (@atomicLoad(bool, &self.state.stopping, .acquire)) {
+                os.close(client_fd);
+                return self.refuse(session, sequence, .stopping, 0);
+            }
+            if (session.ring.?.handle_used.count() == positions.handles_max) break :refusal .limit_reached;
+            const found = self.fileFor(session, sequence, client_fd, &errno) catch |err| break :refusal refusalOf(err, errno);
+            return if (found) |file| self.giveHandle(session, sequence, client_fd, file) else self.suspendReading(session);
         };
+        self.refuseFile(session, sequence, client_fd, refusal, errno);
+    }
+
+    /// Once the worker agrees.
+    fn giveHandle(self: *Control, session: *Session, sequence: u32, client_fd: i32, file: *File) void {
+        const its = session.ring.?;
+        const handle = takeHandle(its) orelse return self.refuseFile(session, sequence, client_fd, .limit_reached, 0);
+        session.handles.append(self.state.allocator, .{ .index = handle, .file = file }) catch {
+            its.handle_used.unset(handle);
+            return self.refuseFile(session, sequence, client_fd, .limit_reached, 0);
+        };
+        file.handles += 1;
+        os.close(client_fd); // before the worker needs a descriptor
+        self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle }) catch {
+            _ = session.handles.pop();
+            file.handles -= 1;
+            its.handle_used.unset(handle);
+            return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
+        };
+        self.suspendReading(session);
+    }
+
+    fn refusalOf(err: FileError, errno: i32) control.Refusal {
+        // Whatever it was that needed a descriptor or memory.
+        if (isLimit(errno)) return .limit_reached;
+        return switch (err) {
+            error.NotRegular => .not_a_regular_file,
+            error.SeveralLinks => .several_links,
+            error.NotWritable => .not_open_for_writing,
+            error.NoPath, error.NotOnARoute => .not_on_a_route,
+            error.CannotReopen => .cannot_reopen,
+            error.NoAttribute => .no_attribute,
+            error.TargetFailed => .target_failed,
+            error.OutOfMemory => .limit_reached,
+        };
+    }
+
+    fn refuseFile(self: *Control, session: *Session, sequence: u32, client_fd: i32, refusal: control.Refusal, errno: i32) void {
+        const state = self.state;
         state.counters.add(.files_refused_total, 1);
         var path: [4096]u8 = undefined;
         const text: []const u8 = if (os.pathOf(client_fd, &path)) |known| known else "?";
         state.events.post(.warning, "file_stays_native", .{ .session = session.id, .path = text, .reason = @tagName(refusal), .errno = errno, .hint = hintFor(refusal, errno) });
+        os.close(client_fd);
         self.refuse(session, sequence, refusal, errno);
     }
 
@@ -813,12 +859,15 @@ pub const Control = struct {
 
     const FileError = files.Unfit || error{ NoAttribute, TargetFailed, NotOnARoute, OutOfMemory };
 
-    /// The File of the inode behind a client's descriptor, opened by our own rights; made if it is new.
-    fn fileFor(self: *Control, client_fd: i32, errno: *i32) FileError!*File {
+    /// The File of the inode behind a client's descriptor, opened by our own rights. null: it is to be marked first, or is
+    /// just being unmarked; the session's message is looked at again when that is done, and the descriptor kept so long.
+    fn fileFor(self: *Control, session: *Session, sequence: u32, client_fd: i32, errno: *i32) FileError!?*File {
         const state = self.state;
         const allocator = state.allocator;
-        const identity = try allocator.create(files.Identity);
-        defer allocator.destroy(identity);
+        const marking = try allocator.create(Marking);
+        errdefer allocator.destroy(marking);
+        marking.* = .{ .key = undefined, .job = .{ .kind = .mark, .device = 0, .fd = -1 } };
+        const identity = &marking.job.identity;
         const fd = try files.reopen(client_fd, identity, errno);
         errdefer os.close(fd);
         const entry = self.table.match(identity.pathText()) orelse return error.NotOnARoute;
@@ -830,24 +879,121 @@ pub const Control = struct {
                 file.open_for_writing = true;
             }
             os.close(fd);
+            allocator.destroy(marking);
             return file;
         }
-        const route = state.route(entry.route);
-        const log_uuid = route.log.uuid;
-        // An attribute of this very log on a file that is not known: its log window is over, take it anew.
-        const file_id = newFileId();
-        try files.mark(fd, identity.pathText(), log_uuid, file_id, errno);
-        steps.reached(.marked);
+        const place = try self.marking.getOrPut(allocator, key);
+        if (place.found_existing) {
+            try place.value_ptr.*.waiting.append(allocator, .{ .session = session, .sequence = sequence, .client_fd = client_fd });
+            os.close(fd);
+            allocator.destroy(marking);
+        } else {
+            errdefer _ = self.marking.remove(key);
+            try marking.waiting.append(allocator, .{ .session = session, .sequence = sequence, .client_fd = client_fd });
+            const route = state.route(entry.route);
+            marking.key = key;
+            marking.job.device = key.device;
+            marking.job.fd = fd;
+            marking.job.route = route.index;
+            marking.job.log_uuid = route.log.uuid;
+            // An attribute of this very log on a file that is not known: its log window is over, take it anew.
+            marking.job.file_id = newFileId();
+            place.value_ptr.* = marking;
+            self.marks.give(&marking.job);
+        }
+        session.outstanding += 1;
+        return null;
+    }
+
+    const F_DUPFD_CLOEXEC = 1030;
+
+    fn takeMarked(self: *Control) void {
+        while (self.marks.takeDone()) |job| {
+            const marking: *Marking = @fieldParentPtr("job", job);
+            if (job.kind == .mark and job.failed == null) {
+                steps.reached(.marked);
+                const awaited = for (marking.waiting.items) |waiting| {
+                    if (!waiting.session.closed) break true;
+                } else false;
+                if (!awaited) {
+                    self.endMarking(marking, .nobody_asks);
+                    job.kind = .unmark;
+                    self.marks.give(job);
+                    continue;
+                }
+                self.makeFile(marking) catch {
+                    job.failed = error.TargetFailed;
+                    job.errno = @intFromEnum(linux.E.NOMEM);
+                };
+            }
+            if (job.fd >= 0) os.close(job.fd);
+            _ = self.marking.remove(marking.key);
+            self.endMarking(marking, .done);
+            marking.waiting.deinit(self.state.allocator);
+            self.state.allocator.destroy(marking);
+        }
+    }
+
+    /// The file carries the mark. Its descriptor is the job's up to here.
+    fn makeFile(self: *Control, marking: *Marking) error{OutOfMemory}!void {
+        const state = self.state;
+        const job = &marking.job;
         self.marks_generation +%= 1;
         for (self.rings) |each| if (each) |served| @atomicStore(u32, &served.publisher.header().marks_generation, self.marks_generation, .seq_cst);
-        const file = try allocator.create(File);
-        errdefer allocator.destroy(file);
-        const sync_fd = files.openForSync(fd);
-        errdefer if (sync_fd != fd) os.close(sync_fd);
-        file.* = .{ .file_id = file_id, .route = route.index, .log = route.log, .identity = identity.*, .fd = fd, .sync_fd = sync_fd, .open_for_writing = true };
-        try self.registry.put(allocator, key, file);
+        const file = try state.allocator.create(File);
+        errdefer state.allocator.destroy(file);
+        try self.registry.put(state.allocator, marking.key, file);
+        // It may have been renamed meanwhile.
+        var path: [4096]u8 = undefined;
+        if (os.pathOf(job.fd, &path)) |now| {
+            @memcpy(job.identity.path[0..now.len], now);
+            job.identity.blob.path_length = @intCast(now.len);
+        }
+        file.* = .{ .file_id = job.file_id, .route = job.route, .log = state.route(job.route).log, .identity = job.identity, .fd = job.fd, .sync_fd = files.openForSync(job.fd), .open_for_writing = true };
+        job.fd = -1;
         state.counters.add(.files_open, 1);
-        return file;
+    }
+
+    /// Those who wait for it go on.
+    fn endMarking(self: *Control, marking: *Marking, how: enum { done, nobody_asks }) void {
+        // What is looked at again may have to wait again, for another job.
+        var waiting_list = marking.waiting;
+        marking.waiting = .empty;
+        defer waiting_list.deinit(self.state.allocator);
+        for (waiting_list.items) |waiting| {
+            const session = waiting.session;
+            session.outstanding -= 1;
+            if (session.closed) {
+                os.close(waiting.client_fd);
+                self.retireIfDone(session);
+                continue;
+            }
+            assert(how == .done);
+            self.resumeReading(session);
+            if (marking.job.failed) |err| {
+                self.refuseFile(session, waiting.sequence, waiting.client_fd, refusalOf(err, marking.job.errno), marking.job.errno);
+            } else if (self.registry.get(marking.key)) |file| {
+                self.giveHandle(session, waiting.sequence, waiting.client_fd, file);
+            } else self.registerFile(session, waiting.sequence, waiting.client_fd);
+        }
+    }
+
+    /// The log no longer holds anything for the file: who finds it without a daemon may use it natively.
+    fn takeMarkOff(self: *Control, key: InodeKey, fd: i32) void {
+        const allocator = self.state.allocator;
+        const own = os.descriptor(linux.fcntl(fd, F_DUPFD_CLOEXEC, 0));
+        if (own == .errno) return files.unmark(fd);
+        const marking = allocator.create(Marking) catch {
+            os.close(own.fd);
+            return files.unmark(fd);
+        };
+        marking.* = .{ .key = key, .job = .{ .kind = .unmark, .device = key.device, .fd = own.fd } };
+        self.marking.put(allocator, key, marking) catch {
+            os.close(own.fd);
+            allocator.destroy(marking);
+            return files.unmark(fd);
+        };
+        self.marks.give(&marking.job);
     }
 
     fn newFileId() u64 {
@@ -888,6 +1034,7 @@ pub const Control = struct {
             next = request.next;
             self.answered(request);
         }
+        self.takeMarked();
     }
 
     fn answered(self: *Control, request: *Request) void {
@@ -999,9 +1146,8 @@ pub const Control = struct {
     }
 
     fn forgetFile(self: *Control, file: *File) void {
-        // The log no longer holds anything for it: who finds it without a daemon may use it natively.
-        files.unmark(file.fd);
         _ = self.registry.remove(keyOf(file));
+        self.takeMarkOff(keyOf(file), file.fd);
         self.state.counters.subtract(.files_open, 1);
         destroyFile(self.state, file);
     }

@@ -175,7 +175,7 @@ pub const Engine = struct {
     /// After `stop`, once nobody reads events any more.
     pub fn destroy(engine: *Engine) void {
         // A thread that hangs in a file system still looks at all this: it goes with the process.
-        if (engine.worker.isStuck()) return;
+        if (engine.worker.isStuck() or engine.control.isStuck()) return;
         const state = &engine.state;
         const allocator = engine.allocator;
         engine.worker.deinit();
