@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from formats import RING
+from programs import Appender
 
 from elgate.daemon.child import ChildDaemon, DaemonFailed
 
@@ -38,6 +39,23 @@ def test_a_ring_of_another_version(elgate_daemon_stopped: ChildDaemon) -> None:
 def test_a_ring_of_another_size(elgate_daemon_stopped: ChildDaemon) -> None:
     elgate_daemon_stopped.ring_path.write_bytes(b"x" * 8192)
     assert "8192 bytes" in refusal(elgate_daemon_stopped)
+
+
+def test_a_ring_that_was_cut_short_while_no_daemon_was_there(elgate_daemon_stopped: ChildDaemon) -> None:
+    daemon = elgate_daemon_stopped
+    daemon.start()
+    daemon.kill()
+    first_page = daemon.ring_path.read_bytes()[:4096]
+    os.truncate(daemon.ring_path, 100_000)
+    daemon.start()
+    assert daemon.wait_for_event("ring_lost")["uid"] == os.geteuid()
+    writer = Appender(daemon, daemon.route_dir / "file")
+    assert writer.append("in the new one") == 0
+    writer.close()
+    assert daemon.stop() == 0
+    aside = daemon.ring_path.with_name(daemon.ring_path.name + ".lost")
+    assert aside.stat().st_size == 100_000
+    assert aside.read_bytes()[:4096] == first_page
 
 
 def test_a_file_that_is_no_ring(elgate_daemon_stopped: ChildDaemon) -> None:

@@ -73,6 +73,7 @@ def as_nobody(daemon: ChildDaemon, function: Callable[[], None]) -> int:
     try:
         os.environ.update({**daemon.env(), "ELGATE_FALLBACK": "fail"})
         import elgate
+        from elgate import _patch  # noqa: F401 (what it imports may be where that user cannot read)
 
         os.setgroups([])
         os.setgid(NOBODY)

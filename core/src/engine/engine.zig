@@ -121,6 +121,11 @@ pub const Engine = struct {
             .control_eventfd = eventfd,
         };
         const state = &engine.state;
+        if (ring_memory.replaces_lost) state.events.post(.@"error", "ring_lost", .{
+            .ring = 0,
+            .uid = ring_memory.uid,
+            .reason = "somebody had cut its file short; what is left of it has \"" ++ RingMemory.lost_suffix ++ "\" behind its name",
+        });
         engine.storage = storage_module.LinuxStorage.init(.{ .no_sync = settings.no_sync });
         const listen_fd = try listen(socket_path, settings, failure);
         const shared = try ServedRing.create(allocator, ring_memory, 0, &state.counters, failure);

@@ -21,6 +21,8 @@ pub const RingMemory = struct {
     uid: u32,
     /// Becomes true when somebody has cut the file short; null: its size is sealed.
     lost: ?*const bool,
+    /// It stands in the place of one that somebody had cut short while no daemon was there.
+    replaces_lost: bool = false,
 
     pub fn isLost(memory: *const RingMemory) bool {
         return if (memory.lost) |lost| @atomicLoad(bool, lost, .acquire) else false;
@@ -65,6 +67,11 @@ pub const RingMemory = struct {
         };
         const uid = linux.geteuid();
         if (!stat.isRegular() or stat.uid != uid) return failure.set(@intFromEnum(linux.E.PERM), "the ring {s} belongs to uid {d}, this daemon runs as {d}. Somebody else put it there; remove it or set ring.path", .{ path, stat.uid, uid });
+        if (existed and stat.size > 0 and stat.size < ring.file_size and isOfThisVersion(lock_fd)) {
+            const memory = try replaceLost(path, failure);
+            os.close(lock_fd);
+            return memory;
+        }
         if (stat.size == 0 and existed) {
             // A daemon was killed between making and sizing it: nobody can have used it.
             existed = false;
@@ -89,6 +96,27 @@ pub const RingMemory = struct {
         };
         return .{ .view = view, .lock_fd = lock_fd, .client_fd = client_fd, .inode = .{ .device = stat.device, .number = stat.inode }, .uid = uid, .lost = bus_guard.watch(view.memory) };
     }
+
+    /// What is left of a ring of ours that is too short. Clients of a daemon before may still look at it.
+    fn isOfThisVersion(fd: i32) bool {
+        var header: ring.Header = undefined;
+        const bytes = std.mem.asBytes(&header);
+        const length = os.check(linux.pread(fd, bytes.ptr, bytes.len, 0)).ok() orelse return false;
+        return length == bytes.len and header.magic == ring.magic and header.version == ring.version;
+    }
+
+    /// The one that was cut short is kept beside the new one: only the last of them.
+    fn replaceLost(path: [:0]const u8, failure: *Failure) error{Failed}!RingMemory {
+        var buffer: [linux.PATH_MAX]u8 = undefined;
+        const aside = std.fmt.bufPrintZ(&buffer, "{s}" ++ lost_suffix, .{path}) catch return failure.set(@intFromEnum(linux.E.NAMETOOLONG), "the ring's path is too long: {s}", .{path});
+        const renamed = os.check(linux.rename(path, aside)).err();
+        if (renamed != 0) return failure.set(renamed, "somebody has cut the ring {s} short, and it cannot be renamed to {s}: {s}", .{ path, aside, Failure.nameOf(renamed) });
+        var memory = try open(path, failure);
+        memory.replaces_lost = true;
+        return memory;
+    }
+
+    pub const lost_suffix = ".lost";
 
     /// A new ring for clients of `uid`.
     pub fn make(uid: u32, failure: *Failure) error{Failed}!RingMemory {
