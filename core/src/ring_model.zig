@@ -190,11 +190,12 @@ fn producersEnded(but: usize) bool {
 fn produce() callconv(.c) void {
     const index = current.?;
     const script = &scenario.producers[index];
+    var allowed: u64 = 0;
     for (script.spans, 0..) |span, number| {
         var opening: u64 = 0;
         const open = while (true) {
             const seen = changes;
-            break producer.claim(view, @intCast(index), span, null, &opening) catch |err| switch (err) {
+            break producer.claim(view, @intCast(index), span, null, &opening, &allowed) catch |err| switch (err) {
                 error.Full => {
                     wait(seen);
                     continue;

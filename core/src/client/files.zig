@@ -518,8 +518,9 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         // A barrier changes nothing that a reader would have to wait for.
         if (request.operation != .barrier) use.file.inode.noteOperation(ticket.*);
         const counters = &session.row_counters[row];
-        Counters.add(&counters.operations, 1);
-        Counters.add(&counters.bytes, request.length_bytes);
+        Counters.addOwn(&counters.operations, 1);
+        Counters.addOwn(&counters.bytes, request.length_bytes);
+        producer.fetchAhead(view, claim.position + span);
         if (session.currentRing() != standing.ring) return ring_lost;
         // The next operation of this thread must not overtake this one, and the positions do not speak for it.
         if (committed == .committed_passed) {
@@ -556,14 +557,20 @@ const Space = union(enum) { claimed, start_over, failed: i32 };
 fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing, span: u32, claim: *producer.Claim) Space {
     const view = standing.ring.view;
     const credit: ?producer.Credit = if (session.positionsView()) |memory| .{ .view = memory, .route = standing.route } else null;
-    const row = use.thread.row;
+    const thread = use.thread;
+    const row = thread.row;
     const opening = &use.operation.opening;
+    // A copy: a signal handler may come in, and write to another ring.
+    var allowed_below: u64 = if (thread.allowed_route == standing.route) thread.allowed_below else 0;
+    defer if (thread.sequence == standing.sequence) {
+        thread.allowed_route = standing.route;
+        thread.allowed_below = allowed_below;
+    };
     const line: ?*const positions.RoutePositions = if (credit) |given| given.view.route(standing.route) else null;
     var timed_out = false;
     while (true) {
-        const generation = if (line) |its| @atomicLoad(u32, &its.generation, .seq_cst) else 0;
         const closed = request.may_fail_when_full and line != null and isClosed(line.?);
-        const claimed = if (closed) error.Full else producer.claim(view, row, span, credit, opening);
+        const claimed = if (closed) error.Full else producer.claim(view, row, span, credit, opening, &allowed_below);
         claim.* = claimed catch |err| switch (err) {
             error.Full => {
                 if (request.may_fail_when_full) {
@@ -580,6 +587,8 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
                     }
                 } else Counters.add(&session.counters.full_ring_waits, 1);
                 if (closed) {
+                    const generation = @atomicLoad(u32, &line.?.generation, .seq_cst);
+                    if (!isClosed(line.?)) continue;
                     const woken = wait.forAdmission(line.?, generation);
                     if (wait.isEnded(woken)) return .{ .failed = system.negative(.INTR) };
                     timed_out = woken == .timed_out;
@@ -588,7 +597,7 @@ fn claimWithSpace(use: *Use, request: *const Request, standing: *const Standing,
                 const space = wait.Space.begin(view);
                 defer space.end();
                 // A release before `begin` did not see us wait: look once more.
-                claim.* = producer.claim(view, row, span, credit, opening) catch |again| {
+                claim.* = producer.claim(view, row, span, credit, opening, &allowed_below) catch |again| {
                     if (again == error.Damaged) continue;
                     const woken = space.sleep();
                     if (wait.isEnded(woken)) return .{ .failed = system.negative(.INTR) };

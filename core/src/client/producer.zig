@@ -12,6 +12,7 @@
 
 const std = @import("std");
 const assert = std.debug.assert;
+const builtin = @import("builtin");
 const ring = @import("../format/ring.zig");
 const shared = @import("../format/shared.zig");
 const positions = @import("../format/positions.zig");
@@ -41,14 +42,14 @@ pub const Credit = struct {
     view: positions.View,
     route: u32,
 
-    fn covers(credit: Credit, head: u64, span: u32) bool {
+    /// The position that the route may fill the ring up to.
+    fn limit(credit: Credit) u64 {
         const header = credit.view.header();
+        const is_sole = shared.load(u32, &header.sole_route, .monotonic) == credit.route;
+        const slots: u64 = if (is_sole) ring.slot_count / 4 * 3 else ring.slot_count / 4;
         const held = shared.load(u32, &credit.view.route(credit.route).held_slots, .monotonic);
         // Slots that the worker has not seen yet may be this route's.
-        const unseen = head -| shared.load(u64, &header.scanned, .monotonic);
-        const wanted = held +| unseen +| span;
-        if (wanted <= ring.slot_count / 4) return true;
-        return wanted <= ring.slot_count / 4 * 3 and shared.load(u32, &header.sole_route, .monotonic) == credit.route;
+        return shared.load(u64, &header.scanned, .monotonic) +| (slots -| held);
     }
 };
 
@@ -61,7 +62,12 @@ const damage_rounds_max = 1000;
 
 /// Claims `span` slots for `row`. `opening` gets position + 1 before each attempt and 0 where the attempt failed,
 /// so that a claim whose owner is jumped away from can be found again.
-pub fn claim(view: ring.View, row: u32, span: u32, credit: ?Credit, opening: *u64) ClaimError!Claim {
+///
+/// `allowed_below`: the position up to which this ring and this credit had room when they were last looked at, or 0.
+/// They are looked at again when that is used up: so the words that the worker writes all the time are not read (each
+/// read brings a cache line from its processor) with every claim. Room once seen stays: the tail never goes back, and
+/// of a credit no more than one can be used up beyond what it would be by now.
+pub fn claim(view: ring.View, row: u32, span: u32, credit: ?Credit, opening: *u64, allowed_below: *u64) ClaimError!Claim {
     assert(row < ring.producer_rows);
     assert(span >= 1 and span <= ring.span_slots_max);
     const header = view.header();
@@ -69,16 +75,13 @@ pub fn claim(view: ring.View, row: u32, span: u32, credit: ?Credit, opening: *u6
     // Padding and spans left behind, in this one call: where the whole ring has no gap that is long enough, it is full.
     var passed_slots: u32 = 0;
     while (damage_rounds < damage_rounds_max) {
-        // The tail after the head: the other way round, a stale head could seem to have room.
         const head = shared.load(u64, &header.head, .acquire);
-        const tail = shared.load(u64, &header.tail, .acquire);
         if (head >= position_limit) return error.Damaged;
         if (passed_slots > ring.slot_count) return error.Full;
         const lap = ring.lapOf(head);
         const room = gap(view, head, @min(span, ring.slot_count - ring.slotIndex(head)), lap);
         const padding = room < span;
-        if (head + room > tail + ring.slot_count) return error.Full;
-        if (!padding) if (credit) |c| if (!c.covers(head, span)) return error.Full;
+        if (!isAllowed(view, credit, head + room, allowed_below)) return error.Full;
 
         const word = ring.StateWord{
             .state = if (padding) .padding else .claimed,
@@ -115,11 +118,18 @@ pub fn claim(view: ring.View, row: u32, span: u32, credit: ?Credit, opening: *u6
                 continue;
             },
         }
-        if (head + step > tail + ring.slot_count) return error.Full;
+        if (!isAllowed(view, credit, head + step, allowed_below)) return error.Full;
         moveHead(header, head, step);
         passed_slots += step;
     }
     return error.Damaged;
+}
+
+fn isAllowed(view: ring.View, credit: ?Credit, end: u64, allowed_below: *u64) bool {
+    if (end <= allowed_below.*) return true;
+    const room = shared.load(u64, &view.header().tail, .acquire) + ring.slot_count;
+    allowed_below.* = if (credit) |its| @min(room, its.limit()) else room;
+    return end <= allowed_below.*;
 }
 
 /// Slots from the head on that can be claimed together: up to `wanted`, or to the first that is not free in this lap.
@@ -188,6 +198,28 @@ pub fn abort(view: ring.View, row: u32, position: u64) bool {
 /// The slots of the operation at `position` have been given back: a passed claim is done then.
 pub fn isReleased(view: ring.View, position: u64) bool {
     return view.loadState(position).lap != ring.lapOf(position);
+}
+
+/// After a commit: has the processor fetch what the next operation will write to, while this thread does something else.
+/// The worker had it last.
+pub fn fetchAhead(view: ring.View, position: u64) void {
+    fetchForWriting(view.stateWord(position));
+    const slot: [*]u8 = @ptrCast(view.slotHeader(position));
+    inline for (0..fetched_lines) |line| fetchForWriting(slot + line * 64);
+}
+
+/// A header and a short payload.
+const fetched_lines = 3;
+
+inline fn fetchForWriting(place: anytype) void {
+    switch (builtin.cpu.arch) {
+        // Processors that do not know it do nothing; the compiler's own would fetch for reading on the oldest that we build for.
+        .x86_64 => asm volatile ("prefetchw (%[place])"
+            :
+            : [place] "r" (place),
+        ),
+        else => @prefetch(place, .{ .rw = .write }),
+    }
 }
 
 /// After a commit: wakes the worker if it sleeps. Costs one load where it does not.

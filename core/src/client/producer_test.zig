@@ -31,7 +31,8 @@ fn unlock(view: ring.View, row: u32) void {
 
 fn take(view: ring.View, row: u32, span: u32) !producer.Claim {
     var opening: u64 = 0;
-    const claim = try producer.claim(view, row, span, null, &opening);
+    var allowed: u64 = 0;
+    const claim = try producer.claim(view, row, span, null, &opening, &allowed);
     try testing.expectEqual(claim.position + 1, opening);
     return claim;
 }
@@ -72,12 +73,13 @@ const Crowd = struct {
             const length = @max(12, lengthOf(random));
             const span = ring.spanForLength(length);
             var opening: u64 = 0;
+            var allowed: u64 = 0;
             const claim = while (true) {
-                break producer.claim(crowd.view, who, span, null, &opening) catch |err| {
+                break producer.claim(crowd.view, who, span, null, &opening, &allowed) catch |err| {
                     std.debug.assert(err == error.Full);
                     const space = wait.Space.begin(crowd.view);
                     defer space.end();
-                    break producer.claim(crowd.view, who, span, null, &opening) catch {
+                    break producer.claim(crowd.view, who, span, null, &opening, &allowed) catch {
                         _ = @atomicRmw(u64, &crowd.waits, .Add, 1, .monotonic);
                         _ = space.sleep();
                         continue;
@@ -171,7 +173,8 @@ test "a full ring says so, padding included, and takes again what was released" 
         try testing.expectEqual(.committed, producer.commit(claim));
     }
     var opening: u64 = 0;
-    try testing.expectError(error.Full, producer.claim(view, 1, 1, null, &opening));
+    var allowed: u64 = 0;
+    try testing.expectError(error.Full, producer.claim(view, 1, 1, null, &opening, &allowed));
     try testing.expectEqual(0, opening);
     _ = consumer.poll({}, ignore);
     consumer.release();
@@ -182,7 +185,7 @@ test "a full ring says so, padding included, and takes again what was released" 
     _ = try take(view, 1, 256);
     // 256 slots are left at the end, the span fits; then the ring is full again.
     _ = try take(view, 1, 256);
-    try testing.expectError(error.Full, producer.claim(view, 1, 1, null, &opening));
+    try testing.expectError(error.Full, producer.claim(view, 1, 1, null, &opening, &allowed));
 }
 
 test "an owner that commits behind the worker's back learns that its claim was passed" {
@@ -260,6 +263,7 @@ test "words that contradict each other are called damage, in bounded time" {
     defer test_ring.deinit();
     const view = test_ring.view;
     var opening: u64 = 0;
+    var allowed: u64 = 0;
     const words = [_]ring.StateWord{
         .{ .state = .claimed, .span = 0, .owner = 1, .lap = 0 },
         .{ .state = .committed, .span = 257, .owner = 1, .lap = 0 },
@@ -269,27 +273,32 @@ test "words that contradict each other are called damage, in bounded time" {
     };
     for (words) |word| {
         test_ring.startAt(0);
+        allowed = 0;
         view.stateWord(0).* = word.bits();
-        try testing.expectError(error.Damaged, producer.claim(view, 1, 1, null, &opening));
+        try testing.expectError(error.Damaged, producer.claim(view, 1, 1, null, &opening, &allowed));
         try testing.expectEqual(0, opening);
     }
     // One that would reach beyond the ring's end.
     test_ring.startAt(1020);
+    allowed = 0;
     view.stateWord(1020).* = (ring.StateWord{ .state = .claimed, .span = 5, .owner = 1, .lap = 0 }).bits();
-    try testing.expectError(error.Damaged, producer.claim(view, 1, 1, null, &opening));
+    try testing.expectError(error.Damaged, producer.claim(view, 1, 1, null, &opening, &allowed));
     // Of another lap: not to be had in this one.
     for ([_]ring.StateWord{ ring.StateWord.free(1), .{ .state = .claimed, .span = 1, .owner = 1, .lap = std.math.maxInt(u40) } }) |word| {
         test_ring.startAt(0);
+        allowed = 0;
         view.stateWord(0).* = word.bits();
-        try testing.expectEqual(1, (try producer.claim(view, 1, 1, null, &opening)).position);
+        try testing.expectEqual(1, (try producer.claim(view, 1, 1, null, &opening, &allowed)).position);
     }
     // A head beyond all laps.
     test_ring.startAt(0);
+    allowed = 0;
     view.header().head = producer.position_limit;
-    try testing.expectError(error.Damaged, producer.claim(view, 1, 1, null, &opening));
+    try testing.expectError(error.Damaged, producer.claim(view, 1, 1, null, &opening, &allowed));
     // A head beyond the room is the daemon's to mend: the ring looks full meanwhile.
+    allowed = 0;
     view.header().head = 5 * ring.slot_count;
-    try testing.expectError(error.Full, producer.claim(view, 1, 1, null, &opening));
+    try testing.expectError(error.Full, producer.claim(view, 1, 1, null, &opening, &allowed));
 }
 
 test "a route takes a quarter of the ring, the only one three" {
@@ -303,27 +312,32 @@ test "a route takes a quarter of the ring, the only one three" {
     shared.sole_route = positions.no_sole_route;
     const credit = producer.Credit{ .view = .{ .memory = memory }, .route = 5 };
     var opening: u64 = 0;
+    var allowed: u64 = 0;
     const view = test_ring.view;
 
-    _ = try producer.claim(view, 1, 200, credit, &opening);
+    _ = try producer.claim(view, 1, 200, credit, &opening, &allowed);
     // 200 that the worker has not looked at, which may be ours.
-    try testing.expectError(error.Full, producer.claim(view, 1, 57, credit, &opening));
-    _ = try producer.claim(view, 1, 56, credit, &opening);
+    try testing.expectError(error.Full, producer.claim(view, 1, 57, credit, &opening, &allowed));
+    _ = try producer.claim(view, 1, 56, credit, &opening, &allowed);
     // It has looked: 100 of them are.
     shared.scanned = 256;
     lines[5].held_slots = 100;
-    _ = try producer.claim(view, 1, 156, credit, &opening);
-    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening));
+    _ = try producer.claim(view, 1, 156, credit, &opening, &allowed);
+    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening, &allowed));
     shared.sole_route = 4;
-    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening));
+    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening, &allowed));
     shared.sole_route = 5;
-    _ = try producer.claim(view, 1, 100, credit, &opening);
+    _ = try producer.claim(view, 1, 100, credit, &opening, &allowed);
+    // Room that was seen stays, until it is used up; then the credit is looked at anew.
     lines[5].held_slots = 512;
-    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening));
-    lines[5].held_slots = 511;
-    _ = try producer.claim(view, 1, 1, credit, &opening);
+    _ = try producer.claim(view, 1, 1, credit, &opening, &allowed);
+    allowed = 0;
+    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening, &allowed));
+    lines[5].held_slots = 510;
+    _ = try producer.claim(view, 1, 1, credit, &opening, &allowed);
     // Nonsense from the other side makes it wait, no more.
     shared.sole_route = 4;
     lines[5].held_slots = std.math.maxInt(u32);
-    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening));
+    allowed = 0;
+    try testing.expectError(error.Full, producer.claim(view, 1, 1, credit, &opening, &allowed));
 }

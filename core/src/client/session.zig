@@ -107,6 +107,12 @@ pub const Counters = struct {
         _ = @atomicRmw(u64, counter, .Add, amount, .monotonic);
     }
 
+    /// Of a counter that one thread writes. A signal handler that comes in between may be forgotten: a locked addition
+    /// for each operation would cost more than that is worth.
+    pub fn addOwn(counter: *u64, amount: u64) void {
+        @atomicStore(u64, counter, @atomicLoad(u64, counter, .unordered) + amount, .monotonic);
+    }
+
     pub fn subtract(counter: *u64, amount: u64) void {
         _ = @atomicRmw(u64, counter, .Sub, amount, .monotonic);
     }
@@ -828,6 +834,7 @@ pub const Session = struct {
             thread.ring = lent;
             thread.row = row;
             thread.sequence = wanted;
+            thread.allowed_below = 0;
             thread.lease = session.lease;
             if (@atomicLoad(u64, &entry.session, .seq_cst) != session.lease) {
                 // The daemon has taken all rows back: it is another one, or this session is over for it.

@@ -323,7 +323,8 @@ test "a child that is killed in the middle of a claim holds nobody up" {
         if (harness.write(own_fd, "b") != 1) linux.exit_group(1);
         const thread = thread_module.current(session.fork_epoch);
         var opening: u64 = 0;
-        _ = producer.claim(thread.ring.?.view, thread.row, 3, null, &opening) catch linux.exit_group(2);
+        var allowed: u64 = 0;
+        _ = producer.claim(thread.ring.?.view, thread.row, 3, null, &opening, &allowed) catch linux.exit_group(2);
         _ = linux.kill(linux.getpid(), linux.SIG.KILL);
     }
     var status: c_int = 0;
@@ -361,7 +362,8 @@ noinline fn abandonClaim(deeper: u32) void {
     if (deeper > 0) return abandonClaim(deeper - 1);
     const thread = thread_module.current(session.fork_epoch);
     const operation = thread.push(@intFromPtr(&place)).?;
-    _ = producer.claim(thread.ring.?.view, thread.row, 2, null, &operation.opening) catch unreachable;
+    var allowed: u64 = 0;
+    _ = producer.claim(thread.ring.?.view, thread.row, 2, null, &operation.opening, &allowed) catch unreachable;
 }
 
 test "a claim that a signal handler jumped out of is given up by the thread's next operation" {

@@ -41,6 +41,9 @@ pub const Thread = struct {
     sequence: u32 = 0,
     lease: u64 = 0,
     depth: u32 = 0,
+    /// Of the ring of `sequence`, for one route: see producer.claim.
+    allowed_below: u64 = 0,
+    allowed_route: u32 = 0,
     /// The inode that this thread is making native.
     leaving: ?*const Inode = null,
     operations: [operations_max]Operation = @splat(.{}),
