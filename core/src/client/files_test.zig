@@ -845,6 +845,7 @@ test "a change of a marked file's name is said before it is made, and of no othe
     const fixture = try Fixture.init(&everything);
     defer fixture.deinit();
     const daemon = fixture.daemon;
+    var name: [control.name_bytes_max + 1]u8 = undefined;
     const here = fixture.path("here");
     const there = fixture.path("there");
     const fd = try fixture.create("here", false);
@@ -854,7 +855,7 @@ test "a change of a marked file's name is said before it is made, and of no othe
     try testing.expectEqual(1, harness.write(fd, "x"));
     try testing.expectEqual(1, library.elgate_before_rename(&here, &there));
     try testing.expectEqual(1, daemon.count("names_moved"));
-    try testing.expectEqualStrings("there", daemon.last_name[0..daemon.last_name_length]);
+    try testing.expectEqualStrings("there", daemon.lastName(&name));
     _ = fake.check(linux.rename(&here, &there));
     // Whoever has it open: the mark tells.
     try testing.expectEqual(0, harness.close(fd));
@@ -876,7 +877,7 @@ test "a change of a marked file's name is said before it is made, and of no othe
     const directory = fixture.path("directory");
     _ = fake.check(linux.mkdir(&directory, 0o700));
     try testing.expectEqual(1, library.elgate_before_rename(&directory, &fixture.path("moved/")));
-    try testing.expectEqualStrings("moved", daemon.last_name[0..daemon.last_name_length]);
+    try testing.expectEqualStrings("moved", daemon.lastName(&name));
     // Refused: it must not be done.
     @atomicStore(u32, &daemon.refuse, @intFromEnum(control.Refusal.log_failed), .seq_cst);
     try testing.expectEqual(errno(.NOSPC), library.elgate_before_unlink(&there));

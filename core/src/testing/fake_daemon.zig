@@ -446,6 +446,14 @@ pub const FakeDaemon = struct {
         return @intCast((daemon.registrations - 1) % daemon.handles.len);
     }
 
+    /// The new name that was announced last.
+    pub fn lastName(daemon: *FakeDaemon, buffer: *[control.name_bytes_max + 1]u8) []const u8 {
+        daemon.mutex.lock();
+        defer daemon.mutex.unlock();
+        buffer.* = daemon.last_name;
+        return buffer[0..daemon.last_name_length];
+    }
+
     pub fn positionsHeader(daemon: *FakeDaemon) *positions.Header {
         return @ptrCast(daemon.positions_memory.ptr);
     }
