@@ -3,49 +3,23 @@ its daemon may open nothing by a handle (anybody but root), and misses none that
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import resource
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from formats import ENUMERATIONS
-from programs import Program, cursor_of, wait_until
+from programs import Program, cursor_of, start_as_anybody, wait_until
 from rawclient import RawClient
 
 from elgate.daemon.child import ChildDaemon
 
 # Without a checkpoint, everything is in the log; and a daemon is killed before it lets go of anything.
 pytestmark = pytest.mark.elgate(wal={"checkpoint_interval": "10min"})
-
-PR_CAPBSET_DROP = 24
-CAP_DAC_READ_SEARCH = 2
-
-
-def start_as_anybody(daemon: ChildDaemon) -> None:
-    """Starts it without the right to open files by their handles, which root alone has. (The bounding set is a
-    thread's own, and goes to what the thread starts.)"""
-    failed: list[BaseException] = []
-
-    def start() -> None:
-        try:
-            assert os.geteuid() != 0 or ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0) == 0
-            daemon.start()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=start)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-
 
 @pytest.fixture
 def daemon(elgate_daemon_stopped: ChildDaemon) -> ChildDaemon:

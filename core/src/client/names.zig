@@ -93,6 +93,7 @@ fn say(change: control.NameChange, path: [*:0]const u8, new: ?[*:0]const u8) i32
     }
     defer if (new != null) system.close(passed[1]);
     const deadline_ns = system.monotonicNs() +| session.reconnect_limit_ns;
+    var backoff = session_module.Backoff{};
     for (0..restarts_max) |_| {
         session.ensureConnected() catch |err| {
             if (session.currentState() == .passthrough) return 0;
@@ -101,7 +102,14 @@ fn say(change: control.NameChange, path: [*:0]const u8, new: ?[*:0]const u8) i32
         var refusal: session_module.Refusal = undefined;
         session.changeName(change, passed[0..if (new == null) 1 else 2], name, &refusal) catch |err| switch (err) {
             error.Lost => if (system.monotonicNs() >= deadline_ns) return system.negative(.IO) else continue,
-            error.Refused => return if (refusal.errno > 0 and refusal.errno < 4096) -refusal.errno else system.negative(.IO),
+            error.Refused => {
+                // Short of descriptors, which files that are closed give back soon; or the file is just being registered.
+                if (refusal.reason == .limit_reached and system.monotonicNs() < deadline_ns) {
+                    if (wait.isEnded(backoff.sleep(deadline_ns))) return system.negative(.INTR);
+                    continue;
+                }
+                return if (refusal.errno > 0 and refusal.errno < 4096) -refusal.errno else system.negative(.IO);
+            },
             error.HeldByThisThread, error.Interrupted => return files.errnoOf(err),
         };
         return 1;

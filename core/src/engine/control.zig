@@ -398,6 +398,7 @@ pub const Control = struct {
                     message.closeDescriptors();
                     const head: *const control.MessageHeader = @ptrCast(&message.bytes);
                     self.state.counters.add(.files_refused_total, 1);
+                    self.hurryReleases();
                     self.state.events.post(.warning, "descriptors_exhausted", .{ .session = session.id, .pid = session.credentials.pid, .hint = out_of_descriptors });
                     return self.refuse(session, head.sequence, .limit_reached, @intFromEnum(linux.E.MFILE));
                 },
@@ -704,12 +705,19 @@ pub const Control = struct {
 
     fn refuseFile(self: *Control, session: *Session, sequence: u32, client_fd: i32, refusal: control.Refusal, errno: i32) void {
         const state = self.state;
+        if (isLimit(errno)) self.hurryReleases();
         state.counters.add(.files_refused_total, 1);
         var path: [4096]u8 = undefined;
         const text: []const u8 = if (os.pathOf(client_fd, &path)) |known| known else "?";
         state.events.post(.warning, "file_stays_native", .{ .session = session.id, .path = text, .reason = @tagName(refusal), .errno = errno, .hint = hintFor(refusal, errno) });
         os.close(client_fd);
         self.refuse(session, sequence, refusal, errno);
+    }
+
+    /// Files that are closed hold descriptors.
+    fn hurryReleases(self: *Control) void {
+        @atomicStore(bool, &self.state.descriptors_short, true, .release);
+        self.state.wakeWorker();
     }
 
     fn isLimit(errno: i32) bool {
@@ -774,6 +782,7 @@ pub const Control = struct {
             .errno => |errno| return self.refuse(session, sequence, .not_a_regular_file, errno),
         };
         session.change_errno = 0;
+        if (self.isBeingMarked(stat)) return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.AGAIN));
         if (stat.isDirectory()) {
             const below = os.pathOf(client_fd, &change.below_buffer) orelse return self.refuse(session, sequence, .not_on_a_route, @intFromEnum(linux.E.NOENT));
             change.below_length = below.len;
@@ -792,11 +801,18 @@ pub const Control = struct {
             .errno => |errno| return self.refuse(session, sequence, .not_a_regular_file, errno),
         };
         session.change_errno = 0;
+        if (self.isBeingMarked(stat)) return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.AGAIN));
         if (self.registry.get(.{ .device = stat.device, .inode = stat.inode })) |file| {
             file.removal_said_by = session.id;
             self.askToChange(session, .{ .kind = .removed, .session = session.id, .sequence = sequence, .file = file }, null);
         }
         self.awaitChanges(session, sequence);
+    }
+
+    /// The log cannot say anything of it yet: the client asks again in a moment.
+    fn isBeingMarked(self: *const Control, stat: os.Stat) bool {
+        const marking = self.marking.get(.{ .device = stat.device, .inode = stat.inode }) orelse return false;
+        return marking.job.kind == .mark;
     }
 
     fn askToChange(self: *Control, session: *Session, request: Request, change: ?*const names.Change) void {
@@ -1052,7 +1068,8 @@ pub const Control = struct {
             },
             .serve_ring => return state.allocator.destroy(request),
             .fence_stray => {
-                state.events.post(.info, "file_went_native", .{ .path = request.file.?.identity.pathText(), .errno = request.errno });
+                var path: [4096]u8 = undefined;
+                state.events.post(.info, "file_went_native", .{ .path = nameOf(request.file.?, &path), .errno = request.errno });
                 return state.allocator.destroy(request);
             },
             .ring_lost => {
@@ -1095,8 +1112,7 @@ pub const Control = struct {
             .fence => {
                 const file = request.file.?;
                 var path: [4096]u8 = undefined;
-                const text: []const u8 = os.pathOf(file.fd, &path) orelse "?";
-                state.events.post(.info, "file_went_native", .{ .session = session.id, .path = text, .reason = request.reason, .errno = request.errno });
+                state.events.post(.info, "file_went_native", .{ .session = session.id, .path = nameOf(file, &path), .reason = request.reason, .errno = request.errno });
                 // With a session that has closed, its release may have been served, and another routed since.
                 if (request.native and !session.closed) closeForWriting(file);
                 if (!session.closed) {
@@ -1125,6 +1141,11 @@ pub const Control = struct {
             .fence_stray, .offer_file, .forget_file, .serve_ring, .leave_ring, .ring_lost => unreachable,
         }
         if (session.closed) self.retireIfDone(session) else if (session.busy) self.resumeReading(session);
+    }
+
+    /// As the kernel knows it: what the log knows is the worker's.
+    fn nameOf(file: *const File, buffer: *[4096]u8) []const u8 {
+        return os.pathOf(file.fd, buffer) orelse "?";
     }
 
     fn dropHandle(session: *Session, index: u32, quiet: bool) void {

@@ -28,6 +28,7 @@ pub const Counter = enum(u32) {
     files_registered_total,
     files_refused_total,
     files_open,
+    files_released_total,
     threads_attached_total,
     fences_total,
     foreign_truncates_total,

@@ -17,6 +17,7 @@ const HandleRef = @import("served_ring.zig").HandleRef;
 const ServedRing = @import("served_ring.zig").ServedRing;
 const Item = @import("consumer.zig").Item;
 const names = @import("names.zig");
+const Release = @import("release.zig").Release;
 
 pub const Identity = struct {
     blob: wal.FileIdentity,
@@ -83,7 +84,7 @@ pub const File = struct {
     lane: ?*Lane = null,
     /// For what takes longer than a write: checkpoints' syncs, and writing it again from the log.
     long_lane: ?*Lane = null,
-    errand: enum { sync, rewrite } = .sync,
+    errand: enum { sync, release, rewrite } = .sync,
     /// A sync in the queue, behind all that stood there.
     sync_run: applier.Run = .sync,
     queue_syncing: bool = false,
@@ -124,6 +125,7 @@ pub const File = struct {
     identity_lsn: u64 = 0,
     /// What has been said of its name, and is not so yet for all that is known: see names.zig.
     naming: names.Naming = .{},
+    release: Release = .{},
     /// The errand's: what it synced was the name too.
     name_synced: bool = false,
     handle_list: std.ArrayListUnmanaged(HandleRef) = .empty,
@@ -282,7 +284,9 @@ pub fn mark(fd: i32, path: []const u8, log_uuid: [16]u8, file_id: u64, errno_out
     }
     errno_out.* = os.check(linux.fsync(fd)).err();
     if (errno_out.* == 0) errno_out.* = syncParent(path);
-    if (errno_out.* != 0) return error.TargetFailed;
+    if (errno_out.* == 0) return;
+    unmark(fd); // it is not taken, and the log has nothing for it
+    return error.TargetFailed;
 }
 
 pub fn unmark(fd: i32) void {
@@ -304,13 +308,8 @@ pub fn syncParent(path: []const u8) i32 {
     return os.check(linux.fsync(fd)).err();
 }
 
-/// Directories of former names that are looked through; the others' paths are tried all the same.
-const directories_searched_max = 8;
-
-/// Finds the inode that an identity names, for replay: by its path, by those that it may have got since (the newest
-/// last), by the kernel's handle where permitted, or by looking through the directories of all these. Only that very
-/// inode will do: same number, same generation, and our attribute with this file id on it.
-pub fn find(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
+/// As `find`, for a file that is missed by nobody: no directory is looked through.
+pub fn findNear(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
     var path: [4096:0]u8 = undefined;
     var candidates = Candidates{ .own = identity.pathText(), .others = others };
     while (candidates.next()) |text| {
@@ -322,9 +321,20 @@ pub fn find(identity: *const Identity, others: []const []const u8, log_uuid: [16
     while (candidates.next()) |text| {
         if (openByHandle(identity, text, log_uuid, file_id)) |fd| return fd;
     }
+    return null;
+}
+
+/// Directories of former names that are looked through; the others' paths are tried all the same.
+const directories_searched_max = 8;
+
+/// Finds the inode that an identity names, for replay: by its path, by those that it may have got since (the newest
+/// last), by the kernel's handle where permitted, or by looking through the directories of all these. Only that very
+/// inode will do: same number, same generation, and our attribute with this file id on it.
+pub fn find(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
+    if (findNear(identity, others, log_uuid, file_id)) |fd| return fd;
+    var candidates = Candidates{ .own = identity.pathText(), .others = others };
     var searched: [directories_searched_max][]const u8 = undefined;
     var count: usize = 0;
-    candidates.at = 0;
     while (candidates.next()) |text| {
         const parent = std.fs.path.dirname(text) orelse "/";
         const again = for (searched[0..count]) |before| {

@@ -24,6 +24,8 @@ const Known = struct {
     identity_lsn: u64 = 0,
     /// Other paths that it may have, the newest last. Owned.
     others: std.ArrayListUnmanaged([]const u8) = .empty,
+    /// All that is behind this is for a file that was opened again; without an identity behind it there is nothing.
+    released_lsn: u64 = 0,
     /// It was losing its last name: where it is not found, nothing of it is missed.
     removed: bool = false,
     /// Nothing at or below is replayed.
@@ -137,6 +139,11 @@ pub const Replay = struct {
                 known.removed = false;
             },
             .fence => (try replay.entry(header.file_id)).fence_lsn = header.lsn,
+            .released => {
+                const known = try replay.entry(header.file_id);
+                known.fence_lsn = header.lsn;
+                known.released_lsn = header.lsn;
+            },
             .rename => {
                 if (payload.len == 0 or payload.len >= 4096 or payload[0] != '/' or std.mem.indexOfScalar(u8, payload, 0) != null) return;
                 const known = try replay.entry(header.file_id);
@@ -256,7 +263,18 @@ pub const Replay = struct {
     pub fn locateAll(replay: *Replay) !void {
         replay.flush();
         var entries = replay.known.iterator();
-        while (entries.next()) |pair| _ = try replay.locate(pair.key_ptr.*, pair.value_ptr);
+        while (entries.next()) |pair| {
+            const known = pair.value_ptr;
+            if (known.released_lsn > known.identity_lsn) replay.unmark(pair.key_ptr.*, known) else _ = try replay.locate(pair.key_ptr.*, known);
+        }
+    }
+
+    /// The daemon before may not have come to it, or it has not outlived a power cut.
+    fn unmark(replay: *Replay, file_id: u64, known: *const Known) void {
+        const identity = known.identity orelse return;
+        const fd = files.findNear(identity, known.others.items, replay.route.log.uuid, file_id) orelse return;
+        files.unmark(fd);
+        os.close(fd);
     }
 
     fn setAside(replay: *Replay, known: *Known, header: *const wal.RecordHeader, payload: []const u8) void {

@@ -37,6 +37,9 @@ pub const State = struct {
     /// Futex of the maintenance thread: moves when there is something for it.
     maintenance_signal: u32 = 0,
 
+    /// Something was refused for want of a descriptor: files that are closed are let go of at once.
+    descriptors_short: bool = false,
+
     /// Drain, then end. Set by the stopping thread.
     stopping: bool = false,
     /// The worker has ended; it had drained everything.

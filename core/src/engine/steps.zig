@@ -22,6 +22,10 @@ pub const Step = enum {
     released,
     /// A file carries the attribute; its identity is not in the log yet.
     marked,
+    /// A file that is closed by all is synced; the log does not say yet that nothing is for it any more.
+    file_synced,
+    /// The log says so, durably; the file carries the attribute still.
+    file_released,
     /// Targets are synced for a checkpoint; the cursor is the old one.
     targets_synced,
     /// The cursor is written; the segments below it are still there.

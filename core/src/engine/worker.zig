@@ -50,6 +50,7 @@ const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const quarantine = @import("quarantine.zig");
 const names = @import("names.zig");
+const release = @import("release.zig");
 const counters_module = @import("counters.zig");
 const log_module = @import("wal/log.zig");
 
@@ -119,6 +120,7 @@ pub const Worker = struct {
     pending: ?*Request = null,
     /// Requests whose record is in a group that is not committed yet.
     awaiting_commit: ?*Request = null,
+    releases: release.Releases = .{},
     known_files: std.ArrayListUnmanaged(*File) = .empty,
     failed_files: u32 = 0,
     doorbells_armed: std.StaticBitSet(doorbells_max) = .initEmpty(),
@@ -243,8 +245,10 @@ pub const Worker = struct {
             if (!each.recovery_over and (each.lost or each.consumer.isBehindCommitted(each.recovery_head))) worker.endRecovery(each);
         }
         if (worker.serveRequests()) worked = true;
+        worker.releases.begin(worker);
         if (worker.active_count > 0) worker.publishCredits();
         if (worker.commit()) worked = true;
+        worker.releases.finish(worker);
         if (worker.reap()) worked = true;
         worker.publish();
         for (worker.active[0..worker.active_count]) |route| admission.update(worker.state, worker.served(), route, worker.mayFill(route));
@@ -1154,7 +1158,7 @@ pub const Worker = struct {
     }
 
     /// What the sync of a target lost cannot be known: none of what no sync has covered counts as written.
-    fn syncFailed(worker: *Worker, file: *File, errno: i32) void {
+    pub fn syncFailed(worker: *Worker, file: *File, errno: i32) void {
         const route = worker.state.route(file.route);
         worker.state.counters.add(.target_sync_failures_total, 1);
         worker.state.events.post(.@"error", "target_sync_failed", .{ .route = route.name, .path = file.identity.pathText(), .errno = errno, .errno_name = Failure.nameOf(errno) });
@@ -1194,7 +1198,7 @@ pub const Worker = struct {
         file.rewriting = true;
     }
 
-    fn giveErrand(worker: *Worker, file: *File) bool {
+    pub fn giveErrand(worker: *Worker, file: *File) bool {
         if (!Lanes.give(file.long_lane.?, file)) return false;
         worker.long_in_flight += 1;
         worker.long_lanes.wakeAll();
@@ -1216,6 +1220,10 @@ pub const Worker = struct {
                 file.syncing_lsn = 0;
                 route.checkpoint.syncs -= 1;
                 if (route.checkpoint.syncs == 0) worker.writeCursor(route);
+            },
+            .release => {
+                if (file.name_synced) file.naming.forgetFormer(worker.state.allocator);
+                worker.releases.synced(worker, file, errno);
             },
             .rewrite => {
                 assert(file.rewriting);
@@ -1414,8 +1422,9 @@ pub const Worker = struct {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
                 }
-                // An identity at or below a checkpoint will not be found by the next replay.
-                if (file.identity_lsn > route.checkpoint.lsn) {
+                // An identity at or below a checkpoint will not be found by the next replay, and one below a release counts
+                // for nothing.
+                if (file.identity_lsn > @max(route.checkpoint.lsn, file.release.lsn)) {
                     // Another session's registration may have it in a group that is still to be committed.
                     return if (file.identity_lsn <= route.log.durableLsn()) .answered else .after_commit;
                 }
@@ -1427,7 +1436,7 @@ pub const Worker = struct {
                 if (!request.ring.?.isBehindOf(request.barrier, request.session)) return .later;
                 if (file.chain_buffer != null or file.deferred.items.len > 0) return .later;
                 if (!file.queue.isEmpty() and file.failed_errno == 0) return .later;
-                closeHandle(file, .{ .ring = request.ring.?, .index = request.handle });
+                worker.closeHandle(file, .{ .ring = request.ring.?, .index = request.handle });
                 // What the target refused is tried again: it stays open for writing, in case it cannot be opened again.
                 request.errno = file.failed_errno;
                 return .answered;
@@ -1520,6 +1529,7 @@ pub const Worker = struct {
                     break;
                 }
                 _ = worker.recovered.files.remove(file.file_id);
+                worker.releases.remove(file);
                 file.known = false;
                 return .answered;
             },
@@ -1593,6 +1603,7 @@ pub const Worker = struct {
     fn openHandle(worker: *Worker, file: *File, request: *Request) bool {
         const opened = HandleRef{ .ring = request.ring.?, .index = request.handle };
         file.handle_list.append(worker.state.allocator, opened) catch return false;
+        worker.releases.remove(file);
         const state = opened.state();
         state.* = .{ .error_sequence = state.error_sequence, .error_errno = 0, .append_end = 0, .native = file.native, .reserved = 0, .file_handles = 0, .failed_errno = file.failed_errno };
         request.native = file.native == .native;
@@ -1601,14 +1612,17 @@ pub const Worker = struct {
         return true;
     }
 
-    fn closeHandle(file: *File, closed: HandleRef) void {
+    fn closeHandle(worker: *Worker, file: *File, closed: HandleRef) void {
         closed.ring.handles[closed.index] = .{};
         for (file.handle_list.items, 0..) |listed, i| {
             if (listed.ring != closed.ring or listed.index != closed.index) continue;
             _ = file.handle_list.swapRemove(i);
             break;
         }
-        if (file.handle_list.items.len == 0 and file.fences_open == 0) file.native = .routed;
+        if (file.handle_list.items.len == 0) {
+            if (file.fences_open == 0) file.native = .routed;
+            worker.releases.closed(file);
+        }
         publishSharers(file);
     }
 
@@ -1629,7 +1643,7 @@ pub const Worker = struct {
             if (request.kind == .fence or request.kind == .fence_stray) _ = decideFence(request.file.?, request, errno);
             if (errno != 0 and request.kind == .activate) {
                 request.file.?.identity_lsn = 0; // not in the log after all
-                closeHandle(request.file.?, .{ .ring = request.ring.?, .index = request.handle });
+                worker.closeHandle(request.file.?, .{ .ring = request.ring.?, .index = request.handle });
             }
             const asked_about = request.file;
             worker.state.answer(request);
@@ -1711,8 +1725,7 @@ pub const Worker = struct {
         route.bytes_since_checkpoint = 0;
         // The log below will go: who is still open must be known above.
         for (worker.known_files.items) |file| {
-            const wanted = file.handle_list.items.len != 0 or file.last_lsn > job.lsn or !file.queue.isEmpty() or file.rewrite_lsn != 0;
-            if (file.route != route.index or !wanted) continue;
+            if (file.route != route.index or !needsIdentity(file, job.lsn)) continue;
             if (!worker.hasRoom() or !names.logAnew(worker, file, route)) {
                 worker.commitOpen(route);
                 if (!names.logAnew(worker, file, route)) return;
@@ -1722,9 +1735,14 @@ pub const Worker = struct {
         if (route.failed_errno != 0) return;
         for (worker.known_files.items) |file| {
             if (file.route != route.index) continue;
+            if (file.syncing) {
+                // To be let go of: what that sync covers is not certain yet.
+                job.lsn = @min(job.lsn, file.syncing_lsn - 1);
+                continue;
+            }
             const is_unsynced = file.unsynced_lsn != 0 and file.unsynced_lsn <= job.lsn;
             if (!is_unsynced and (file.naming.former.len == 0 or file.rewrite_lsn != 0)) continue;
-            assert(file.rewrite_lsn == 0 and !file.syncing); // see cursorLimit
+            assert(file.rewrite_lsn == 0); // see cursorLimit
             file.errand = .sync;
             // A queue that is full, or a fence's sync under way: the next one takes it.
             if (file.queue_syncing or !worker.giveErrand(file)) {
@@ -1740,6 +1758,14 @@ pub const Worker = struct {
         }
         job.state = .syncing;
         if (job.syncs == 0) worker.writeCursor(route);
+    }
+
+    /// Something of the file may have to be placed by what the log holds above a checkpoint at `lsn`, or above where that
+    /// ends up if not all of the file's syncs are back.
+    fn needsIdentity(file: *const File, lsn: u64) bool {
+        if (file.handle_list.items.len != 0) return true;
+        if (file.release.lsn > file.last_lsn) return false; // nothing is for it any more
+        return file.last_lsn > lsn or !file.queue.isEmpty() or file.rewrite_lsn != 0 or file.syncing or file.unsynced_lsn != 0;
     }
 
     /// No checkpoint passes what a target does not have for certain.
@@ -1772,14 +1798,15 @@ pub const Worker = struct {
         if (route.buffer) |buffer| worker.commitRoute(route, buffer, .at_once); // identities only: nothing to apply
     }
 
-    /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either).
+    /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either), or released.
     fn isForgettable(file: *const File, route: *const Route) bool {
         return file.handle_list.items.len == 0 and file.unsynced_lsn == 0 and !file.syncing and file.queue.isEmpty() and
-            file.rewrite_lsn == 0 and file.fences_open == 0 and !file.stray_fence and file.deferred.items.len == 0 and file.chain_buffer == null and file.last_lsn <= route.checkpoint.last_lsn;
+            file.rewrite_lsn == 0 and file.fences_open == 0 and !file.stray_fence and file.deferred.items.len == 0 and file.chain_buffer == null and
+            (file.last_lsn <= route.checkpoint.last_lsn or release.isReleased(file));
     }
 
     /// Tells the control thread that it may let go of a file.
-    fn offerFile(worker: *Worker, file: *File) void {
+    pub fn offerFile(worker: *Worker, file: *File) void {
         if (file.offered or !isForgettable(file, worker.state.route(file.route))) return;
         const request = worker.state.allocator.create(Request) catch return; // it is offered again when it is next closed
         request.* = .{ .kind = .offer_file, .session = 0, .file = file };
@@ -1840,6 +1867,7 @@ pub const Worker = struct {
         for (worker.active[0..worker.active_count]) |route| {
             if (route.unsynced_since_ns != 0) limit = @min(limit, worker.syncDueNs(route) -| os.monotonicNs());
         }
+        limit = @min(limit, worker.releases.dueNs() -| os.monotonicNs());
         if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, tick_ns_stopping);
         state.counters.add(.worker_sleeps_total, 1);
         if (state.disk_engine == .lanes or (worker.applier.in_flight == 0 and worker.doorbells_armed.count() == 0)) {

@@ -116,7 +116,8 @@ pub const Kind = enum(u16) {
     fence = 5,
     /// The file may be found under another path as well: payload is the path. It has a name.
     rename = 6,
-    /// The file was closed by all, applied and synced; its attribute is gone.
+    /// The file was closed by all, applied and synced: as a fence, and its attribute goes. Who opens it again has its
+    /// identity logged behind this.
     released = 8,
     /// The file is losing its last name: where it is not found, nothing of it is missing.
     removed = 9,
