@@ -166,9 +166,10 @@ PROGRAM = """
 import os, shutil, sys
 import elgate
 assert elgate.patch_all()
+names = {"os": os, "shutil": shutil, "elgate": elgate}
 for line in sys.stdin:
     try:
-        exec(line, globals())
+        exec(line, names)
         print("done", flush=True)
     except OSError as error:
         print(error.errno, flush=True)

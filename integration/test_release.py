@@ -101,8 +101,8 @@ def test_who_opens_a_closed_file_again_has_it_as_it_was(elgate_daemon: ChildDaem
     path = daemon.route_dir / "looped"
     program = stack.enter_context(Program(daemon))
     program.do(f"open_it = lambda: os.open({str(path)!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)")
-    program.do("line = lambda fd, number: (os.write(fd, b'%04d\\n' % number), os.close(fd))")
-    program.do("for number in range(500): line(open_it(), number)")
+    program.do("put = lambda fd, number: (os.write(fd, b'%04d\\n' % number), os.close(fd))")
+    program.do("for number in range(500): put(open_it(), number)")
     wait_for_release(path)
     assert path.read_bytes() == b"".join(b"%04d\n" % number for number in range(500))
     counted = counters(daemon)
@@ -202,6 +202,26 @@ def test_a_daemon_that_is_short_of_descriptors_says_so_and_goes_on(
     for number in range(40):
         append(program, daemon.route_dir / f"later-{number}", b"content")
     program.do("assert elgate.status()['native_fallbacks'] == before")
+
+
+def test_a_start_that_needs_more_descriptors_than_it_has_says_so_and_loses_nothing(
+    elgate_daemon: ChildDaemon, stack: ExitStack
+) -> None:
+    daemon = elgate_daemon
+    program = stack.enter_context(Program(daemon))
+    program.do(f"fds = [os.open({str(daemon.route_dir)!r} + f'/{{n}}', os.O_WRONLY | os.O_CREAT) for n in range(60)]")
+    program.do("[os.write(fd, b'content') for fd in fds]")
+    program.do("os.fsync(fds[-1])")
+    daemon.kill()
+    for number in range(60):
+        os.truncate(daemon.route_dir / str(number), 0)
+    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-m", "elgate.daemon", "--config", str(daemon.config_path)]
+    failed = subprocess.run([sys.executable, "-c", limited, *command], capture_output=True, text=True, check=False)
+    assert failed.returncode != 0 and "RLIMIT_NOFILE" in failed.stdout + failed.stderr, (failed.stdout, failed.stderr)
+    daemon.start()
+    assert all((daemon.route_dir / str(number)).read_bytes() == b"content" for number in range(60))
+    assert not daemon.events("records_quarantined")
 
 
 @pytest.mark.parametrize("step", ["file_synced", "file_released"])

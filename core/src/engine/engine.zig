@@ -311,9 +311,12 @@ pub const Engine = struct {
                 .recovered = recovered,
             };
             defer replay.deinit();
-            const recovery = route.log.recover(replay.visitor()) catch |err|
+            const out_of_descriptors = "cannot replay the log of route {s}: it needs more files at a time than this daemon may have open. The log is untouched; raise RLIMIT_NOFILE (ulimit -Hn, LimitNOFILE= of its service) and start again";
+            const recovery = route.log.recover(replay.visitor()) catch |err| {
+                if (replay.out_of_descriptors) return failure.set(@intFromEnum(linux.E.MFILE), out_of_descriptors, .{route.name});
                 return failure.set(errnoOf(err), "cannot replay the log of route {s}: {s}. The log is untouched; free memory or mend its disk, and start again", .{ route.name, @errorName(err) });
-            replay.locateAll() catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory while replaying route {s}; the log is untouched, start again with more memory", .{route.name});
+            };
+            replay.locateAll() catch return if (replay.out_of_descriptors) failure.set(@intFromEnum(linux.E.MFILE), out_of_descriptors, .{route.name}) else failure.set(@intFromEnum(linux.E.NOMEM), "out of memory while replaying route {s}; the log is untouched, start again with more memory", .{route.name});
             for (recovery.notes) |note| state.events.post(.warning, "log_note", .{ .route = route.name, .name = note.name, .text = note.text });
             route.applied_lsn = @max(replay.last_lsn, recovery.applied_lsn);
             route.data_lsn = route.applied_lsn;

@@ -308,18 +308,21 @@ pub fn syncParent(path: []const u8) i32 {
     return os.check(linux.fsync(fd)).err();
 }
 
+/// A file that cannot be looked for is not one that is not there.
+pub const FindError = error{OutOfDescriptors};
+
 /// As `find`, for a file that is missed by nobody: no directory is looked through.
-pub fn findNear(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
+pub fn findNear(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) FindError!?i32 {
     var path: [4096:0]u8 = undefined;
     var candidates = Candidates{ .own = identity.pathText(), .others = others };
     while (candidates.next()) |text| {
         @memcpy(path[0..text.len], text);
         path[text.len] = 0;
-        if (openVerified(linux.AT.FDCWD, path[0..text.len :0], identity, log_uuid, file_id)) |fd| return fd;
+        if (try openVerified(linux.AT.FDCWD, path[0..text.len :0], identity, log_uuid, file_id)) |fd| return fd;
     }
     candidates.at = 0;
     while (candidates.next()) |text| {
-        if (openByHandle(identity, text, log_uuid, file_id)) |fd| return fd;
+        if (try openByHandle(identity, text, log_uuid, file_id)) |fd| return fd;
     }
     return null;
 }
@@ -330,8 +333,8 @@ const directories_searched_max = 8;
 /// Finds the inode that an identity names, for replay: by its path, by those that it may have got since (the newest
 /// last), by the kernel's handle where permitted, or by looking through the directories of all these. Only that very
 /// inode will do: same number, same generation, and our attribute with this file id on it.
-pub fn find(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
-    if (findNear(identity, others, log_uuid, file_id)) |fd| return fd;
+pub fn find(identity: *const Identity, others: []const []const u8, log_uuid: [16]u8, file_id: u64) FindError!?i32 {
+    if (try findNear(identity, others, log_uuid, file_id)) |fd| return fd;
     var candidates = Candidates{ .own = identity.pathText(), .others = others };
     var searched: [directories_searched_max][]const u8 = undefined;
     var count: usize = 0;
@@ -344,7 +347,7 @@ pub fn find(identity: *const Identity, others: []const []const u8, log_uuid: [16
         if (count == searched.len) break;
         searched[count] = parent;
         count += 1;
-        if (searchDirectory(identity, parent, log_uuid, file_id)) |fd| return fd;
+        if (try searchDirectory(identity, parent, log_uuid, file_id)) |fd| return fd;
     }
     return null;
 }
@@ -363,10 +366,20 @@ const Candidates = struct {
     }
 };
 
-fn openVerified(directory: i32, name: [:0]const u8, identity: *const Identity, log_uuid: [16]u8, file_id: u64) ?i32 {
+fn openVerified(directory: i32, name: [:0]const u8, identity: *const Identity, log_uuid: [16]u8, file_id: u64) FindError!?i32 {
     const flags = linux.O{ .ACCMODE = .WRONLY, .CLOEXEC = true, .NOFOLLOW = true, .NONBLOCK = true, .NOCTTY = true };
-    const fd = os.check(linux.openat(directory, name, flags, 0)).ok() orelse return null;
-    return verified(@intCast(fd), identity, log_uuid, file_id);
+    const fd = try foundBy(linux.openat(directory, name, flags, 0)) orelse return null;
+    return verified(fd, identity, log_uuid, file_id);
+}
+
+fn foundBy(opened: usize) FindError!?i32 {
+    return switch (os.descriptor(opened)) {
+        .fd => |fd| fd,
+        .errno => |errno| switch (@as(linux.E, @enumFromInt(errno))) {
+            .MFILE, .NFILE => error.OutOfDescriptors,
+            else => null,
+        },
+    };
 }
 
 fn verified(fd: i32, identity: *const Identity, log_uuid: [16]u8, file_id: u64) ?i32 {
@@ -386,25 +399,28 @@ fn verified(fd: i32, identity: *const Identity, log_uuid: [16]u8, file_id: u64) 
     return null;
 }
 
-fn openByHandle(identity: *const Identity, path: []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
+fn openByHandle(identity: *const Identity, path: []const u8, log_uuid: [16]u8, file_id: u64) FindError!?i32 {
     const length = identity.blob.kernel_handle_length;
     if (length == 0 or length > 128) return null;
     var parent: [4096:0]u8 = undefined;
     const directory = std.fs.path.dirname(path) orelse "/";
     @memcpy(parent[0..directory.len], directory);
     parent[directory.len] = 0;
-    const mount = os.check(linux.open(parent[0..directory.len :0], .{ .DIRECTORY = true, .CLOEXEC = true }, 0)).ok() orelse return null;
-    defer os.close(@intCast(mount));
+    const mount = try foundBy(linux.open(parent[0..directory.len :0], .{ .DIRECTORY = true, .CLOEXEC = true }, 0)) orelse return null;
+    defer os.close(mount);
     const handle: extern struct { bytes: u32, kind: i32, data: [128]u8 } = .{ .bytes = length, .kind = identity.blob.kernel_handle_type, .data = identity.blob.kernel_handle };
     const flags: u32 = @bitCast(linux.O{ .ACCMODE = .WRONLY, .CLOEXEC = true, .NONBLOCK = true });
-    const fd = os.check(linux.syscall3(.open_by_handle_at, mount, @intFromPtr(&handle), flags)).ok() orelse return null;
-    return verified(@intCast(fd), identity, log_uuid, file_id);
+    const fd = try foundBy(linux.syscall3(.open_by_handle_at, @as(usize, @intCast(mount)), @intFromPtr(&handle), flags)) orelse return null;
+    return verified(fd, identity, log_uuid, file_id);
 }
 
 const search_entries_max = 100_000;
 
-fn searchDirectory(identity: *const Identity, parent: []const u8, log_uuid: [16]u8, file_id: u64) ?i32 {
-    var directory = std.fs.openDirAbsolute(parent, .{ .iterate = true }) catch return null;
+fn searchDirectory(identity: *const Identity, parent: []const u8, log_uuid: [16]u8, file_id: u64) FindError!?i32 {
+    var directory = std.fs.openDirAbsolute(parent, .{ .iterate = true }) catch |err| switch (err) {
+        error.ProcessFdQuotaExceeded, error.SystemFdQuotaExceeded => return error.OutOfDescriptors,
+        else => return null,
+    };
     defer directory.close();
     var iterator = directory.iterate();
     var seen: u32 = 0;
@@ -419,7 +435,7 @@ fn searchDirectory(identity: *const Identity, parent: []const u8, log_uuid: [16]
         var buffer: linux.Statx = undefined;
         const looked = os.check(linux.statx(directory.fd, name[0..entry.name.len :0], linux.AT.SYMLINK_NOFOLLOW, linux.STATX_INO, &buffer));
         if (looked == .errno or buffer.ino != identity.blob.inode) continue;
-        if (openVerified(directory.fd, name[0..entry.name.len :0], identity, log_uuid, file_id)) |fd| return fd;
+        if (try openVerified(directory.fd, name[0..entry.name.len :0], identity, log_uuid, file_id)) |fd| return fd;
     }
     return null;
 }

@@ -75,6 +75,8 @@ pub const Replay = struct {
     /// Of files that were removed.
     removed: u64 = 0,
     last_lsn: u64 = 0,
+    /// Why it stopped, if it did and there was memory.
+    out_of_descriptors: bool = false,
     /// Hears how far it is, about once a second, once it takes long.
     tell: ?Progress,
     begun_ns: u64,
@@ -113,7 +115,7 @@ pub const Replay = struct {
             .survey => replay.survey(header, payload),
             .apply => replay.apply(header, payload),
         };
-        done catch return error.VisitorStopped; // out of memory: nothing else stops a replay
+        done catch return error.VisitorStopped; // out of memory, or of descriptors: nothing else stops a replay
     }
 
     fn entry(replay: *Replay, file_id: u64) !*Known {
@@ -229,7 +231,10 @@ pub const Replay = struct {
         if (known.lost) return null;
         known.lost = true;
         const identity = known.identity orelse return null;
-        const fd = files.find(identity, known.others.items, replay.route.log.uuid, file_id) orelse {
+        const fd = files.find(identity, known.others.items, replay.route.log.uuid, file_id) catch |err| {
+            replay.out_of_descriptors = true;
+            return err;
+        } orelse {
             if (known.removed) try replay.recovered.removed.put(replay.state.allocator, file_id, {});
             return null;
         };
@@ -265,14 +270,18 @@ pub const Replay = struct {
         var entries = replay.known.iterator();
         while (entries.next()) |pair| {
             const known = pair.value_ptr;
-            if (known.released_lsn > known.identity_lsn) replay.unmark(pair.key_ptr.*, known) else _ = try replay.locate(pair.key_ptr.*, known);
+            if (known.released_lsn > known.identity_lsn) try replay.unmark(pair.key_ptr.*, known) else _ = try replay.locate(pair.key_ptr.*, known);
         }
     }
 
     /// The daemon before may not have come to it, or it has not outlived a power cut.
-    fn unmark(replay: *Replay, file_id: u64, known: *const Known) void {
+    fn unmark(replay: *Replay, file_id: u64, known: *const Known) !void {
         const identity = known.identity orelse return;
-        const fd = files.findNear(identity, known.others.items, replay.route.log.uuid, file_id) orelse return;
+        const found = files.findNear(identity, known.others.items, replay.route.log.uuid, file_id) catch |err| {
+            replay.out_of_descriptors = true;
+            return err;
+        };
+        const fd = found orelse return;
         files.unmark(fd);
         os.close(fd);
     }
