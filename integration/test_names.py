@@ -21,6 +21,7 @@ from elgate.daemon.child import ChildDaemon
 # Without a checkpoint, everything is in the log; and a daemon is killed before it lets go of anything.
 pytestmark = pytest.mark.elgate(wal={"checkpoint_interval": "10min"})
 
+
 @pytest.fixture
 def daemon(elgate_daemon_stopped: ChildDaemon) -> ChildDaemon:
     start_as_anybody(elgate_daemon_stopped)

@@ -33,6 +33,7 @@
 #define ELGATE_REASON_PASSED_ON 5
 #define ELGATE_REASON_LINKED 6
 #define ELGATE_REASON_UNSUPPORTED 7
+#define ELGATE_REASON_UNLINKED 8
 
 /* Counters of this process, since it began. */
 struct elgate_client_status {

@@ -47,6 +47,7 @@ pub const Reason = enum(u32) {
     passed_on = 5,
     linked = 6,
     unsupported = 7,
+    unlinked = 8,
     _,
 };
 
@@ -1406,6 +1407,22 @@ pub fn goNative(fd: i32, reason: Reason) i32 {
     if (begun != 0) return begun;
     defer use.end();
     return leave(&use, .{ .fence = reason });
+}
+
+/// The file is about to lose its last name. Whoever has it open has it for itself then: no replay would find it, and a
+/// daemon that comes after this one could not take it back. 0, or -EINTR: where it cannot be fenced, on a full disk for
+/// one, it stays routed, and can be removed all the same.
+pub fn losesName(device: u64, number: u64) i32 {
+    for (0..descriptors.used()) |index| {
+        const fd: i32 = @intCast(index);
+        var use: Use = undefined;
+        if (use.begin(fd) != 0) continue;
+        defer use.end();
+        const inode = use.file.inode;
+        if (inode.device != device or inode.number != number or use.file.currentMode().observer) continue;
+        return if (leave(&use, .{ .fence = .unlinked }) == system.negative(.INTR)) system.negative(.INTR) else 0;
+    }
+    return 0;
 }
 
 const Leave = union(enum) {

@@ -20,7 +20,7 @@ pub fn beforeRename(old: [*:0]const u8, new: [*:0]const u8) i32 {
     if (!isServed()) return 0;
     const moves = isMarkedAt(old) or mayHoldRouted(old);
     const replaces = isMarkedAt(new) and !isSame(old, new);
-    const removed = if (replaces) say(.removed, new, null) else 0;
+    const removed = if (replaces) sayRemoved(new) else 0;
     if (removed < 0) return removed;
     const moved = if (moves) say(.moved, old, new) else 0;
     if (moved < 0) {
@@ -36,7 +36,14 @@ pub fn beforeRename(old: [*:0]const u8, new: [*:0]const u8) i32 {
 
 /// As `beforeRename`.
 pub fn beforeUnlink(path: [*:0]const u8) i32 {
-    return if (isServed() and isMarkedAt(path)) say(.removed, path, null) else 0;
+    return if (isServed() and isMarkedAt(path)) sayRemoved(path) else 0;
+}
+
+fn sayRemoved(path: [*:0]const u8) i32 {
+    var status: linux.Stat = undefined;
+    if (system.failure(linux.fstatat(linux.AT.FDCWD, path, &status, linux.AT.SYMLINK_NOFOLLOW)) != null) return 0;
+    const left = files.losesName(status.dev, status.ino);
+    return if (left != 0) left else say(.removed, path, null);
 }
 
 /// Where nobody is there to be told, a name is changed as other programs do it.

@@ -607,7 +607,8 @@ pub const Session = struct {
                     // The ring that we had is just being given up: it is there again, or another one, in a moment.
                     if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal)});
                 },
-                error.Lost => session.warnProtocol("closed the connection, did not answer within {d} ms, or answered what makes no sense; is it of another version?", .{answer_timeout_ms}),
+                // After a first session, a daemon that ends in the middle of a word was killed once more.
+                error.Lost => if (session.session_id == 0) session.warnProtocol("closed the connection, did not answer within {d} ms, or answered what makes no sense; is it of another version?", .{answer_timeout_ms}),
                 error.HeldByThisThread, error.Interrupted => {},
             }
             return error.Failed;

@@ -74,6 +74,7 @@ pub fn serve(worker: *Worker, request: *Request) Worker.Served {
     if (!worker.hasRoom()) return .later;
     switch (request.kind) {
         .removed => {
+            if (!leaves(worker, request)) return .later;
             if (worker.logOwn(file, route, .removed, &.{}, null) == null) return .later;
             file.naming.removed = true;
         },
@@ -81,6 +82,25 @@ pub fn serve(worker: *Worker, request: *Request) Worker.Served {
         else => unreachable,
     }
     return .after_commit;
+}
+
+/// Who has a file open that loses its last name has it for itself: no replay would find it, and a daemon that comes after
+/// this one could not take it back. So it is fenced, and native for all that have it open. false: not yet.
+fn leaves(worker: *Worker, request: *Request) bool {
+    const file = request.file.?;
+    if (request.unfenced) return true;
+    if (!request.begun and (file.handle_list.items.len == 0 or file.native == .native)) return true;
+    switch (worker.serveFence(request)) {
+        .later => return false,
+        .after_commit => return true,
+        // A file that cannot be synced, on a full disk for one, can be removed all the same.
+        .answered => {
+            request.errno = 0;
+            request.begun = false;
+            request.unfenced = true;
+            return true;
+        },
+    }
 }
 
 fn serveBelow(worker: *Worker, request: *Request, route: *Route) Worker.Served {

@@ -24,6 +24,8 @@ pub const Request = struct {
     /// was read after that. A drain: those positions were read.
     begun: bool = false,
     barriers: [rings_max]u64 = undefined,
+    /// A name's removal: it is logged without a fence.
+    unfenced: bool = false,
     /// Answer: the file is native.
     native: bool = false,
     /// A drain: the file's records up to this LSN must be in it. Known once the rings have been looked at. A directory that

@@ -1441,17 +1441,7 @@ pub const Worker = struct {
                 request.errno = file.failed_errno;
                 return .answered;
             },
-            .fence, .fence_stray => {
-                const file = request.file.?;
-                const route = state.route(file.route);
-                if (!request.begun) worker.beginFence(file, request);
-                for (file.handle_list.items) |entry| {
-                    if (!entry.ring.isBehindOf(request.barriers[entry.ring.index], entry.session())) return .later;
-                }
-                if (file.failed_errno != 0) return decideFence(file, request, file.failed_errno);
-                if (file.deferred.items.len > 0 or !worker.isSynced(file) or !worker.hasRoom()) return .later;
-                return if (worker.logFence(file, route, null)) .after_commit else .later;
-            },
+            .fence, .fence_stray => return worker.serveFence(request),
             .drain => {
                 const file = request.file.?;
                 if (!request.begun) {
@@ -1542,6 +1532,17 @@ pub const Worker = struct {
             if (each.consumer.scan < each.recovery_head) return false;
         }
         return file.failed_errno != 0 or (file.deferred.items.len == 0 and file.isAppliedTo(file.last_lsn));
+    }
+
+    pub fn serveFence(worker: *Worker, request: *Request) Served {
+        const file = request.file.?;
+        if (!request.begun) worker.beginFence(file, request);
+        for (file.handle_list.items) |entry| {
+            if (!entry.ring.isBehindOf(request.barriers[entry.ring.index], entry.session())) return .later;
+        }
+        if (file.failed_errno != 0) return decideFence(file, request, file.failed_errno);
+        if (file.deferred.items.len > 0 or !worker.isSynced(file) or !worker.hasRoom()) return .later;
+        return if (worker.logFence(file, worker.state.route(file.route), null)) .after_commit else .later;
     }
 
     /// No process may send anything for the file from here on. Whoever has claimed a slot without seeing that
@@ -1640,7 +1641,13 @@ pub const Worker = struct {
             }
             link.* = request.next;
             request.errno = errno;
-            if (request.kind == .fence or request.kind == .fence_stray) _ = decideFence(request.file.?, request, errno);
+            switch (request.kind) {
+                .fence, .fence_stray => _ = decideFence(request.file.?, request, errno),
+                .removed => if (request.begun) {
+                    _ = decideFence(request.file.?, request, errno);
+                },
+                else => {},
+            }
             if (errno != 0 and request.kind == .activate) {
                 request.file.?.identity_lsn = 0; // not in the log after all
                 worker.closeHandle(request.file.?, .{ .ring = request.ring.?, .index = request.handle });
