@@ -46,12 +46,13 @@ APPENDER = """
 import os, sys
 import elgate
 assert elgate.patch_all()
-descriptor = None
+descriptor, path, others = None, None, []
 for line in sys.stdin:
     word, _, argument = line.rstrip("\\n").partition(" ")
     try:
         if word == "open":
-            descriptor = os.open(argument, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            path = argument
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         elif word == "write":
             os.write(descriptor, argument.encode() + b"\\n")
         elif word == "append":
@@ -60,6 +61,11 @@ for line in sys.stdin:
         elif word == "fill":
             os.write(descriptor, argument.encode() * (1 << 19))
             os.fsync(descriptor)
+        elif word == "spread":  # a line into each of so many files beside it
+            while len(others) < int(argument):
+                others.append(os.open(f"{path}-{len(others)}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
+            for other in others:
+                os.write(other, b"line\\n")
         elif word == "sync":
             os.fsync(descriptor)
         elif word == "fence":
