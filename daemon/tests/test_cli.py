@@ -47,7 +47,7 @@ def bad_file(disk_dir: Path) -> Path:
 def test_without_a_command_it_shows_help() -> None:
     result = elgate("--help")
     assert result.returncode == 0
-    for command in ("daemon", "run", "status", "config", "bench", "demo", "version"):
+    for command in ("daemon", "run", "status", "config", "bench", "demo", "doctor", "version"):
         assert f"\n  {command} " in result.stdout
 
 

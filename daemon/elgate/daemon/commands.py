@@ -145,6 +145,28 @@ def daemon_status() -> dict[str, Any]:
     return {"connected": connected, "reason": reason, "socket": os.environ.get("ELGATE_SOCKET")}
 
 
+@elgate.command()
+@CONFIG_OPTION
+@JSON_OPTION
+@click.pass_context
+def doctor(context: click.Context, config_path: Path | None, as_json: bool) -> None:
+    """What this host has for Elgate, what was chosen, and what would improve it. Exit code 1 where something must be
+    mended."""
+    from elgate.daemon.doctor import PROBLEM, examine, show
+
+    try:
+        config = configuration.load(config_path)
+    except configuration.ConfigurationError as error:
+        click.echo(str(error), err=True)
+        context.exit(2)
+    findings = examine(config)
+    if as_json:
+        click.echo(json.dumps({"findings": [vars(finding) for finding in findings]}))
+    else:
+        show(findings)
+    context.exit(1 if any(finding.verdict == PROBLEM for finding in findings) else 0)
+
+
 @elgate.group("config")
 def config_group() -> None:
     """Check and show the configuration."""

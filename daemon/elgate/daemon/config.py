@@ -328,9 +328,7 @@ def _parse_segment_size(walk: _Walk, node: yaml.Node, path: str) -> int:
     return size_bytes
 
 
-def _parse_duration(
-    walk: _Walk, node: yaml.Node, path: str, least_ms: int = 1, most_ms: int = DURATION_MS_MAX
-) -> int:
+def _parse_duration(walk: _Walk, node: yaml.Node, path: str, least_ms: int = 1, most_ms: int = DURATION_MS_MAX) -> int:
     allowed = "a number with a unit: 5ms, 24h (units: ms, s, min, h, d)"
     if least_ms:
         allowed += ", and more than nothing"

@@ -16,7 +16,8 @@ def show(machine: Mapping[str, Any], rows: Sequence[Row]) -> None:
     console = Console()
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("metric")
+    # Whole names, however narrow the terminal is.
+    table.add_column("metric", overflow="fold")
     for heading in ("value", "baseline", "ratio"):
         table.add_column(heading, justify="right")
     table.add_column("goal")
