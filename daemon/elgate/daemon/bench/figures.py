@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import select
 import shutil
 import statistics
 import subprocess
@@ -30,6 +31,8 @@ REPETITIONS = 5
 SLICE_S = 0.6
 START_DELAY_S = 0.03
 IDLE_S = 10.0
+# For a slice, and for what a disk that stalls makes of it.
+ANSWER_LIMIT_S = 120.0
 RECORD_BYTES = 128
 BLOCK_BYTES = 4096
 RECORD_HEADER_BYTES = 96
@@ -107,6 +110,9 @@ class Producers:
     @staticmethod
     def _answer(process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
+        # One line at a time, so that nothing of it is buffered here.
+        if not select.select([process.stdout], [], [], ANSWER_LIMIT_S)[0]:
+            raise RuntimeError(f"a producer did not answer within {ANSWER_LIMIT_S:g} s")
         return process.stdout.readline().strip()
 
     def run(
