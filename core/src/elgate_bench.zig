@@ -86,15 +86,10 @@ export fn elgate_bench_paced(fd: c_int, length_bytes: usize, level: c_int, inter
     var done: u64 = 0;
     var due_ns = os.monotonicNs();
     while (true) {
-        var now_ns = os.monotonicNs();
-        if (now_ns < due_ns) {
-            const until = linux.timespec{ .sec = @intCast(due_ns / std.time.ns_per_s), .nsec = @intCast(due_ns % std.time.ns_per_s) };
-            _ = linux.clock_nanosleep(.MONOTONIC, .{ .ABSTIME = true }, &until, null);
-            now_ns = os.monotonicNs();
-            if (now_ns < due_ns) continue; // a signal
-            // How late this thread was woken is nothing of Elgate's.
-            due_ns = now_ns;
-        }
+        const woken = sleepUntil(due_ns);
+        const now_ns = woken.now_ns;
+        // How late this thread was woken is nothing of Elgate's.
+        if (woken.slept) due_ns = now_ns;
         const begun = done;
         var ticket: u64 = 0;
         while (due_ns <= now_ns) : (due_ns += interval_ns) {
@@ -193,6 +188,40 @@ export fn elgate_bench_raw(fd: c_int, length_bytes: usize, file_bytes: u64, samp
         offset += length_bytes;
     }
     return @intCast(samples);
+}
+
+/// As `elgate_bench_raw`, at a steady pace, by a thread that sleeps in between: one that comes late begins at its time.
+export fn elgate_bench_raw_paced(fd: c_int, length_bytes: usize, file_bytes: u64, interval_ns: u64, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    _ = linux.prctl(@intFromEnum(linux.PR.SET_TIMERSLACK), 1, 0, 0, 0);
+    var offset: u64 = 0;
+    var due_ns = os.monotonicNs();
+    for (0..samples) |i| {
+        if (due_ns >= until_ns) return @intCast(i);
+        const woken_ns = sleepUntil(due_ns);
+        // How late this thread was woken is nothing of the disk's.
+        if (woken_ns.slept) due_ns = woken_ns.now_ns;
+        if (offset + length_bytes > file_bytes) offset = 0;
+        const vector = [1]std.posix.iovec_const{.{ .base = &payload, .len = length_bytes }};
+        switch (os.check(linux.pwritev2(fd, &vector, 1, @intCast(offset), RWF_DSYNC))) {
+            .value => {},
+            .errno => |errno| return failed(errno),
+        }
+        samples_ns[i] = os.monotonicNs() - due_ns;
+        offset += length_bytes;
+        due_ns += interval_ns;
+    }
+    return @intCast(samples);
+}
+
+fn sleepUntil(due_ns: u64) struct { now_ns: u64, slept: bool } {
+    var now_ns = os.monotonicNs();
+    var slept = false;
+    while (now_ns < due_ns) : (now_ns = os.monotonicNs()) {
+        slept = true;
+        const until = linux.timespec{ .sec = @intCast(due_ns / std.time.ns_per_s), .nsec = @intCast(due_ns % std.time.ns_per_s) };
+        _ = linux.clock_nanosleep(.MONOTONIC, .{ .ABSTIME = true }, &until, null);
+    }
+    return .{ .now_ns = now_ns, .slept = slept };
 }
 
 /// write() to the page cache, as many as fit into the time: the native peer of the flood. Returns how many.

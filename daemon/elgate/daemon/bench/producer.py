@@ -2,8 +2,8 @@
 
     python -m elgate.daemon.bench.producer elgate|native
 
-Each line of input is a JSON object: {"loop", "path", "length_bytes", "start_ns", "until_ns", "samples_path"}; times are
-CLOCK_MONOTONIC. The answer is a line with the number of operations; their durations go to `samples_path`, as 64-bit
+Each line of input is a JSON object: {"loop", "path", "length_bytes", "interval_ns", "start_ns", "until_ns",
+"samples_path"}; times are CLOCK_MONOTONIC, the interval that of the paced loops. The answer is a line with the number of operations; their durations go to `samples_path`, as 64-bit
 integers. The process ends with its input.
 """
 
@@ -25,7 +25,6 @@ LIBRARY = Path(__file__).parent.parent / "libelgate_bench.so"
 SAMPLES_MAX = 200_000
 # The clock must not be what is measured, and a block must fit the ring.
 BLOCK_OPERATIONS = 64
-PACE_INTERVAL_NS = 100_000
 # ELGATE_LOGGED, ELGATE_DURABLE.
 PACED_LEVELS = {"paced_logged": 1, "paced_durable": 2}
 
@@ -42,6 +41,7 @@ _ffi.cdef(
     int64_t elgate_bench_native(int, size_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_raw_prepare(int, uint64_t);
     int64_t elgate_bench_replay(const char *, uint32_t, uint64_t, uint64_t *, uint64_t);
+    int64_t elgate_bench_raw_paced(int, size_t, uint64_t, uint64_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_raw(int, size_t, uint64_t, uint64_t *, uint64_t, uint64_t);
     int elgate_start(const char *);
     int elgate_opened(int, const char *, int);
@@ -96,7 +96,7 @@ class Producer:
             path = os.fsencode(order["path"])
             replayed = self._loops.elgate_bench_replay(path, length, REPLAY_LOG_BYTES, self._samples, REPLAYS)
             return self._store(self._check(replayed), order["samples_path"])
-        raw = loop == "raw"
+        raw = loop in ("raw", "raw_paced")
         descriptor = self._raw_descriptor(order["path"]) if raw else self._descriptor(order["path"])
         wait_ns = order["start_ns"] - time.monotonic_ns()
         if wait_ns > 0:
@@ -108,9 +108,11 @@ class Producer:
         if loop in ("accept", "page_cache"):
             arguments.append(BLOCK_OPERATIONS)
         if loop in PACED_LEVELS:
-            arguments += [PACED_LEVELS[loop], PACE_INTERVAL_NS]
+            arguments.append(PACED_LEVELS[loop])
         if raw:
             arguments.append(RAW_FILE_BYTES)
+        if order["interval_ns"]:
+            arguments.append(order["interval_ns"])
         count = self._check(function(*arguments, self._samples, SAMPLES_MAX, until_ns))
         return self._store(count, order["samples_path"])
 
