@@ -204,6 +204,26 @@ def test_a_daemon_that_is_short_of_descriptors_says_so_and_goes_on(
     program.do("assert elgate.status()['native_fallbacks'] == before")
 
 
+def test_who_opens_a_file_waits_for_the_descriptors_of_closed_ones(
+    elgate_daemon: ChildDaemon, stack: ExitStack
+) -> None:
+    daemon = elgate_daemon
+    program = stack.enter_context(Program(daemon))
+    append(program, daemon.route_dir / "first", b"content")
+    wait_for_release(daemon.route_dir / "first")
+    # Room for ten files with two each, and for what is on its way; not for twenty.
+    used = max(int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd"))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (used + 28, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    program.do(f"at = {str(daemon.route_dir)!r}")
+    program.do("opened = lambda name: [os.open(f'{at}/{name}{n}', os.O_WRONLY | os.O_CREAT) for n in range(10)]")
+    program.do("written = lambda fds: [os.write(fd, b'content') for fd in fds]")
+    program.do("a = opened('a'); b = opened('b'); written(a); [os.close(fd) for fd in a]; written(b)")
+    program.do("assert elgate.status()['native_fallbacks'] == 0")
+    assert daemon.events("descriptors_exhausted") and not daemon.events("file_stays_native")
+    program.do("[os.close(fd) for fd in b]")
+    assert all((daemon.route_dir / f"{name}{n}").read_bytes() == b"content" for name in "ab" for n in range(10))
+
+
 def test_a_start_that_needs_more_descriptors_than_it_has_says_so_and_loses_nothing(
     elgate_daemon: ChildDaemon, stack: ExitStack
 ) -> None:

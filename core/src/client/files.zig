@@ -65,6 +65,8 @@ pub const vectors_max = 1024;
 /// Times an operation starts over because the session changed under it, before it fails.
 const restarts_max = 64;
 const fallback_reason_offset = 100;
+/// How long a file waits for a daemon that is out of descriptors, before it is native.
+const short_limit_ns = 2 * std.time.ns_per_s;
 
 /// RLIMIT_FSIZE, as it was at the last open of a routed file. (A limit that is lowered later is met at the next
 /// open, not before; programs set it before they start.)
@@ -201,7 +203,7 @@ fn register(use: *Use) i32 {
     const inode = file.inode;
     file.registration_lock.acquire() catch return system.negative(.DEADLK);
     defer file.registration_lock.release();
-    const stopping_deadline_ns = system.monotonicNs() +| session.reconnect_limit_ns;
+    const began_ns = system.monotonicNs();
     var backoff = session_module.Backoff{};
     var attempts: u32 = 0;
     while (attempts < restarts_max) {
@@ -221,11 +223,14 @@ fn register(use: *Use) i32 {
         const new = session.registerFile(use.fd, &file.route_name, &refusal) catch |err| switch (err) {
             error.Lost => continue,
             error.Refused => {
-                if (refusal.reason != .stopping) return refused(file, refusal);
                 // It drains, and takes no new files; the next one will. It hangs up when it is done: this session may as
-                // well be kept until then.
-                if (system.monotonicNs() >= stopping_deadline_ns) return system.negative(.IO);
-                if (wait.isEnded(backoff.sleep(stopping_deadline_ns))) return system.negative(.INTR);
+                // well be kept until then. Or it is out of descriptors, and will have some in a moment.
+                const is_short = refusal.reason == .limit_reached and refusal.errno == @intFromEnum(system.E.AGAIN);
+                if (refusal.reason != .stopping and !is_short) return refused(file, refusal);
+                const limit_ns = if (is_short) @min(short_limit_ns, session.reconnect_limit_ns) else session.reconnect_limit_ns;
+                const deadline_ns = began_ns +| limit_ns;
+                if (system.monotonicNs() >= deadline_ns) return if (is_short) refused(file, refusal) else system.negative(.IO);
+                if (wait.isEnded(backoff.sleep(deadline_ns))) return system.negative(.INTR);
                 attempts -= 1;
                 continue;
             },

@@ -1160,7 +1160,7 @@ pub const Session = struct {
 pub var process: Session = .{};
 
 pub fn refusalName(refusal: Refusal) []const u8 {
-    if (refusal.reason == .limit_reached and refusal.errno == @intFromEnum(E.MFILE))
+    if (refusal.reason == .limit_reached and (refusal.errno == @intFromEnum(E.MFILE) or refusal.errno == @intFromEnum(E.AGAIN)))
         return "the daemon is out of file descriptors: raise its RLIMIT_NOFILE";
     return switch (refusal.reason) {
         .bad_message => "it did not understand the message",

@@ -67,6 +67,10 @@ pub const Control = struct {
     sessions_by_id: std.AutoHashMapUnmanaged(u64, *Session) = .empty,
     next_session: u64 = 1,
     registry: std.AutoHashMapUnmanaged(InodeKey, *File) = .empty,
+    /// Of these, the ones without handles, which are let go of soon.
+    idle_files: u32 = 0,
+    /// When the last client was asked to wait for that, for the event.
+    short_at_ns: u64 = 0,
     marks: marks.Marks,
     marking: std.AutoHashMapUnmanaged(InodeKey, *Marking) = .empty,
     /// The one in /dev/shm, of the daemon's own user; null where it was lost and could not be made again.
@@ -96,7 +100,8 @@ pub const Control = struct {
 
     /// Files that replay found: known from the start, without handles.
     pub fn adopt(self: *Control, file: *File) void {
-        self.registry.put(self.state.allocator, keyOf(file), file) catch {};
+        self.registry.put(self.state.allocator, keyOf(file), file) catch return;
+        self.idle_files += 1;
     }
 
     /// Thread body.
@@ -397,8 +402,8 @@ pub const Control = struct {
                 error.OutOfDescriptors => {
                     message.closeDescriptors();
                     const head: *const control.MessageHeader = @ptrCast(&message.bytes);
+                    if (self.hasSoonMore(session)) return self.refuse(session, head.sequence, .limit_reached, @intFromEnum(linux.E.AGAIN));
                     self.state.counters.add(.files_refused_total, 1);
-                    self.hurryReleases();
                     self.state.events.post(.warning, "descriptors_exhausted", .{ .session = session.id, .pid = session.credentials.pid, .hint = out_of_descriptors });
                     return self.refuse(session, head.sequence, .limit_reached, @intFromEnum(linux.E.MFILE));
                 },
@@ -677,11 +682,13 @@ pub const Control = struct {
             its.handle_used.unset(handle);
             return self.refuseFile(session, sequence, client_fd, .limit_reached, 0);
         };
+        if (file.handles == 0) self.idle_files -= 1;
         file.handles += 1;
         os.close(client_fd); // before the worker needs a descriptor
         self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle }) catch {
             _ = session.handles.pop();
             file.handles -= 1;
+            if (file.handles == 0) self.idle_files += 1;
             its.handle_used.unset(handle);
             return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOMEM));
         };
@@ -705,7 +712,10 @@ pub const Control = struct {
 
     fn refuseFile(self: *Control, session: *Session, sequence: u32, client_fd: i32, refusal: control.Refusal, errno: i32) void {
         const state = self.state;
-        if (isLimit(errno)) self.hurryReleases();
+        if (isLimit(errno) and self.hasSoonMore(session)) {
+            os.close(client_fd);
+            return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.AGAIN));
+        }
         state.counters.add(.files_refused_total, 1);
         var path: [4096]u8 = undefined;
         const text: []const u8 = if (os.pathOf(client_fd, &path)) |known| known else "?";
@@ -714,10 +724,17 @@ pub const Control = struct {
         self.refuse(session, sequence, refusal, errno);
     }
 
-    /// Files that are closed hold descriptors.
-    fn hurryReleases(self: *Control) void {
+    /// Of descriptors: files that are closed hold some, and are let go of at once now. The client asks again.
+    fn hasSoonMore(self: *Control, session: *const Session) bool {
+        if (self.idle_files == 0 and self.marking.count() == 0) return false;
         @atomicStore(bool, &self.state.descriptors_short, true, .release);
         self.state.wakeWorker();
+        const now = os.monotonicNs();
+        if (now -% self.short_at_ns >= std.time.ns_per_s) {
+            self.short_at_ns = now;
+            self.state.events.post(.warning, "descriptors_exhausted", .{ .session = session.id, .pid = session.credentials.pid, .hint = out_of_descriptors });
+        }
+        return true;
     }
 
     fn isLimit(errno: i32) bool {
@@ -959,6 +976,7 @@ pub const Control = struct {
         const file = try state.allocator.create(File);
         errdefer state.allocator.destroy(file);
         try self.registry.put(state.allocator, marking.key, file);
+        self.idle_files += 1;
         // It may have been renamed meanwhile.
         var path: [4096]u8 = undefined;
         if (os.pathOf(job.fd, &path)) |now| {
@@ -1092,7 +1110,7 @@ pub const Control = struct {
             .activate => {
                 const file = request.file.?;
                 if (request.errno != 0) {
-                    dropHandle(session, request.handle, true);
+                    self.dropHandle(session, request.handle, true);
                     if (!session.closed) self.refuse(session, request.sequence, .log_failed, request.errno);
                 } else {
                     state.counters.add(.files_registered_total, 1);
@@ -1106,7 +1124,7 @@ pub const Control = struct {
                 }
             },
             .release => {
-                dropHandle(session, request.handle, request.errno == 0);
+                self.dropHandle(session, request.handle, request.errno == 0);
                 if (!session.closed) self.reply(session, .file_released, request.sequence, control.Done{ .header = undefined }, &.{});
             },
             .fence => {
@@ -1148,13 +1166,15 @@ pub const Control = struct {
         return os.pathOf(file.fd, buffer) orelse "?";
     }
 
-    fn dropHandle(session: *Session, index: u32, quiet: bool) void {
+    fn dropHandle(self: *Control, session: *Session, index: u32, quiet: bool) void {
         for (session.handles.items, 0..) |handle, i| {
             if (handle.index != index) continue;
             _ = session.handles.swapRemove(i);
             session.ring.?.handle_used.unset(index);
             handle.file.handles -= 1;
-            if (handle.file.handles == 0 and quiet) closeForWriting(handle.file);
+            if (handle.file.handles > 0) return;
+            self.idle_files += 1;
+            if (quiet) closeForWriting(handle.file);
             return;
         }
     }
@@ -1168,6 +1188,7 @@ pub const Control = struct {
 
     fn forgetFile(self: *Control, file: *File) void {
         _ = self.registry.remove(keyOf(file));
+        self.idle_files -= 1;
         self.takeMarkOff(keyOf(file), file.fd);
         self.state.counters.subtract(.files_open, 1);
         destroyFile(self.state, file);

@@ -154,7 +154,10 @@ pub fn logAnew(worker: *Worker, file: *File, route: *Route) bool {
         file.naming.lsn = worker.logOwn(file, route, .rename, path, null) orelse return false;
     }
     if (has_name and !file.naming.removed) return true;
-    return worker.logOwn(file, route, .removed, &.{}, null) != null;
+    if (worker.logOwn(file, route, .removed, &.{}, null) == null) return false;
+    // What was said so long ago and is not so with the next checkpoint either was not done.
+    if (has_name) file.naming.removed = false;
+    return true;
 }
 
 /// Where the kernel has it now. false: it has no name any more.

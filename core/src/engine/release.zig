@@ -24,6 +24,8 @@ const moment_ns = 30 * std.time.ns_per_ms;
 /// Each of them holds two descriptors: where there are more, the oldest does not wait.
 const waiting_max = 256;
 
+pub const never: u64 = std.math.maxInt(u64);
+
 /// Of a file.
 pub const Release = struct {
     list: enum { none, waiting, logged } = .none,
@@ -172,12 +174,13 @@ pub const Releases = struct {
 
     /// When there is something to do that nothing else would wake the worker for.
     pub fn dueNs(releases: *const Releases) u64 {
-        const now_ns = os.monotonicNs();
         var next = releases.waiting.first;
+        if (next == null) return never;
+        const now_ns = os.monotonicNs();
         while (next) |file| : (next = file.release.next) {
             if (file.release.due_ns > now_ns) return file.release.due_ns;
         }
-        return std.math.maxInt(u64);
+        return never;
     }
 };
 

@@ -1874,7 +1874,8 @@ pub const Worker = struct {
         for (worker.active[0..worker.active_count]) |route| {
             if (route.unsynced_since_ns != 0) limit = @min(limit, worker.syncDueNs(route) -| os.monotonicNs());
         }
-        limit = @min(limit, worker.releases.dueNs() -| os.monotonicNs());
+        const release_due_ns = worker.releases.dueNs();
+        if (release_due_ns != release.never) limit = @min(limit, release_due_ns -| os.monotonicNs());
         if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, tick_ns_stopping);
         state.counters.add(.worker_sleeps_total, 1);
         if (state.disk_engine == .lanes or (worker.applier.in_flight == 0 and worker.doorbells_armed.count() == 0)) {
