@@ -1,5 +1,5 @@
-"""What may happen to a file beside Elgate, or to its name, each followed by a kill of the daemon and by a power cut: the
-right bytes are in it afterwards, or the documented receipt says where they are."""
+"""What may happen to a file beside Elgate, or to its name, each followed by a kill of the daemon and by a power cut:
+the right bytes are in it afterwards, or the documented receipt says where they are."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Files that get another name, or lose it, while the log has something for them: a replay finds each of them, also where
-its daemon may open nothing by a handle (anybody but root), and misses none that was removed."""
+"""Files that get another name, or lose it, while the log has something for them: a replay finds each of them, also
+where its daemon may open nothing by a handle (anybody but root), and misses none that was removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that have been closed: soon nothing in the log is for them any more, and what other programs do with them stays,
+"""Files that have been closed: soon nothing in the log is for them any more, and what others do with them stays,
 whatever happens to the daemon."""
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ def test_a_start_that_needs_more_descriptors_than_it_has_says_so_and_loses_nothi
     daemon.kill()
     for number in range(60):
         os.truncate(daemon.route_dir / str(number), 0)
-    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); os.execv(sys.argv[1], sys.argv[1:])"
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    limited = limit + "; os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-m", "elgate.daemon", "--config", str(daemon.config_path)]
     failed = subprocess.run([sys.executable, "-c", limited, *command], capture_output=True, text=True, check=False)
     assert failed.returncode != 0 and "RLIMIT_NOFILE" in failed.stdout + failed.stderr, (failed.stdout, failed.stderr)

@@ -559,7 +559,7 @@ def splice(
     return native_splice(src, dst, count, offset_src, offset_dst, flags)  # type: ignore
 
 
-# --- Names and attributes: drained, said, then native --------------------------------------------------------------------
+# --- Names and attributes: drained, said, then native -----------------------------------------------------------------
 
 native_rename = os.rename
 native_replace = os.replace
