@@ -3,6 +3,7 @@
 #   make demo    build, then see an ordinary program become durable and survive SIGKILL
 #   make test    build, then all tests
 #   make fuzz    build, then the log on a simulated disk, seed after seed until stopped; SEED=… repeats one
+#   make fuzz-ring   build, then a client that mutates its live ring, 10 million times; SEED=… repeats a run
 #   make bench   build, then the figures beside this machine's physical limits
 #   make bench-peers   build, install the peers from Debian if they are missing, then the figures beside theirs
 #   make check   formatting, lint, the cross-built aarch64 libraries, and the ring's model in more depth
@@ -26,7 +27,7 @@ NATIVE_SOURCES := hatch_build.py $(shell find core -name '*.zig' -o -name '*.h')
 # A header's test is part of its library's root.
 ZIG_TESTS := $(filter-out core/src/header_%,$(sort $(wildcard core/src/*_test.zig)))
 
-.PHONY: build demo test test-zig test-client-sanitized test-ring-model test-python fuzz bench bench-peers check clean $(ZIG_TESTS:%=test-%)
+.PHONY: build demo test test-zig test-client-sanitized test-ring-model test-python fuzz fuzz-ring bench bench-peers check clean $(ZIG_TESTS:%=test-%)
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.native
@@ -77,6 +78,12 @@ fuzz: export MUTANT := $(MUTANT)
 fuzz: build
 	$(ZIG) build-exe -OReleaseSafe -lc -fllvm -mcpu=$(ZIG_CPU_$(MACHINE)) core/src/wal_fuzz.zig -femit-bin=.zig-cache/wal_fuzz
 	.zig-cache/wal_fuzz
+
+# SEED=… repeats a run as far as the order of two processes allows, MUTATIONS=… ends after so many.
+fuzz-ring: export SEED := $(SEED)
+fuzz-ring: export MUTATIONS := $(MUTATIONS)
+fuzz-ring: build
+	PYTHONPATH=integration $(RUN) integration/ring_fuzz.py
 
 bench: build
 	$(VENV)/bin/elgate bench ring

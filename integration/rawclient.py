@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import socket
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -87,14 +88,19 @@ class RawClient:
             positions_fd, CONTROL["Welcome"].get(data, 0, "positions_bytes"), prot=mmap.PROT_READ
         )
 
-    def attach(self) -> None:
+    def attach(self, *, falsely: bool = False) -> None:
+        """`falsely`: the row says that this thread has it, and the kernel does not know."""
         self.send(self.message("AttachThread", "attach_thread"))
         kind, data = self.receive()
         assert kind == "thread_attached", kind
         self.row = CONTROL["ThreadAttached"].get(data, 0, "row")
+        offset = PRODUCER_ROWS + self.row * RING["ProducerRow"].size
+        if falsely:
+            self.ring[offset : offset + 4] = threading.get_native_id().to_bytes(4, "little")
+            return
         # The row's mutex is a robust pthread mutex; the C library is what locks it.
         libc = ctypes.CDLL(None, use_errno=True)
-        mutex = ctypes.c_char.from_buffer(self.ring, PRODUCER_ROWS + self.row * RING["ProducerRow"].size)
+        mutex = ctypes.c_char.from_buffer(self.ring, offset)
         assert libc.pthread_mutex_lock(ctypes.byref(mutex)) == 0
         del mutex
 

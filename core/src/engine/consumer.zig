@@ -90,6 +90,9 @@ pub const Consumer = struct {
     required_scan: u64 = 0,
     /// What is consumed and held at the tail is left behind with the next release: somebody waits for the tail.
     leave_held: bool = false,
+    /// Claims that are open are no reason to stay: nobody comes here any more before another daemon, or this one when
+    /// the ring is handed back, takes over what their owners may have committed by then.
+    leave_open: bool = false,
 
     pub fn init(view: ring.View, counters: *Counters) Consumer {
         var tail = shared.load(u64, &view.header().tail, .acquire);
@@ -229,10 +232,7 @@ pub const Consumer = struct {
                 consumer.see(position, 1, .skipped);
                 continue;
             }
-            const valid = word.lap == ring.lapOf(position) and word.span >= 1 and word.span <= ring.span_slots_max and
-                index + word.span <= ring.slot_count and
-                position + word.span <= consumer.tail + ring.slot_count and
-                consumer.isClear(position, word.span);
+            const valid = consumer.isPossible(position, word);
             // An owner that died before it moved the head: once the span is released nobody could tell how far.
             if (valid and word.state != .free and head == position) {
                 _ = shared.exchangeIf(u64, &view.header().head, position, position + word.span, .acq_rel, .monotonic);
@@ -264,6 +264,14 @@ pub const Consumer = struct {
             }
         }
         return null;
+    }
+
+    /// What the word says can be true.
+    fn isPossible(consumer: *const Consumer, position: u64, word: ring.StateWord) bool {
+        return word.lap == ring.lapOf(position) and word.span >= 1 and word.span <= ring.span_slots_max and
+            ring.slotIndex(position) + word.span <= ring.slot_count and
+            position + word.span <= consumer.tail + ring.slot_count and
+            consumer.isClear(position, word.span);
     }
 
     /// The next operation among the passed claims that has been committed since, or null.
@@ -335,7 +343,8 @@ pub const Consumer = struct {
                 continue;
             }
             if (!span.isDone()) {
-                if (!consumer.isHeldUp(span) or consumer.left_slots + span.slots > left_slots_max) break;
+                const has_room = consumer.left_slots + span.slots <= left_slots_max;
+                if (!(consumer.isHeldUp(span) and has_room) and !(consumer.leave_open and span.state == .passed)) break;
                 consumer.leave(consumer.tail);
                 consumer.counters.add(.spans_left_behind_total, 1);
                 // Before anything behind it is freed: a daemon that finds the tail here knows the span by its word.
@@ -437,12 +446,11 @@ pub const Consumer = struct {
         if (consumer.inherited_taken < consumer.inherited_count) return true;
         const position = consumer.pastLeft(consumer.scan);
         const word = consumer.view.loadState(position);
-        if (position - consumer.tail < ring.slot_count and word.lap == ring.lapOf(position)) {
-            switch (word.state) {
-                .free => {},
-                .claimed => if (consumer.somethingBehind(position, word)) return true,
-                else => return true,
-            }
+        if (position - consumer.tail < ring.slot_count and word.lap == ring.lapOf(position) and word.state != .free) {
+            if (!consumer.isPossible(position, word)) {
+                // It is skipped, but only below the head.
+                if (position < shared.load(u64, &consumer.view.header().head, .acquire)) return true;
+            } else if (word.state != .claimed or consumer.somethingBehind(position, word)) return true;
         }
         for (consumer.passed[0..consumer.passed_count]) |passed| {
             switch (consumer.view.loadState(passed).state) {
@@ -451,6 +459,18 @@ pub const Consumer = struct {
             }
         }
         return false;
+    }
+
+    pub fn headPosition(consumer: *const Consumer) u64 {
+        const head = shared.load(u64, &consumer.view.header().head, .seq_cst);
+        // Whatever somebody wrote there: there is no more in a ring than its slots.
+        return @max(consumer.tail, @min(head, consumer.tail + ring.slot_count));
+    }
+
+    /// All that stood below `position`, the head once, is seen. Where the head is lower by now, that was no position that
+    /// anybody had claimed: it was set right, and what the ring has now is all there is.
+    pub fn hasSeen(consumer: *const Consumer, position: u64) bool {
+        return consumer.scan >= position or consumer.scan >= consumer.headPosition();
     }
 
     /// The first position from `position` on that somebody could claim.
@@ -470,7 +490,7 @@ pub const Consumer = struct {
     /// All operations at positions below `position` are seen. Claims that are open still are in no log, whoever may
     /// commit them later.
     pub fn isBehindCommitted(consumer: *const Consumer, position: u64) bool {
-        if (consumer.scan < position or consumer.inherited_taken < consumer.inherited_count) return false;
+        if (!consumer.hasSeen(position) or consumer.inherited_taken < consumer.inherited_count) return false;
         for (consumer.passed[0..consumer.passed_count]) |passed| {
             if (passed < position and consumer.view.loadState(passed).state == .committed_passed) return false;
         }
@@ -776,6 +796,59 @@ test "a head that points anywhere is set right" {
     }
     _ = first;
     try t.expectNext(t.commit(10));
+}
+
+test "who waits for a head that never was is not kept waiting once it is set right" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    try t.expectNext(t.commit(10));
+    const true_head = t.view().header().head;
+    t.view().header().head = std.math.maxInt(u64);
+    const wanted = t.consumer.headPosition();
+    try testing.expectEqual(ring.slot_count, wanted);
+    try testing.expect(!t.consumer.hasSeen(wanted));
+    try testing.expectEqual(null, t.consumer.next());
+    try testing.expectEqual(true_head, t.view().header().head);
+    try testing.expect(t.consumer.hasSeen(wanted));
+    // Of an honest ring, whose head only grows, nothing is taken for seen that is not.
+    const last = t.commit(10);
+    try testing.expect(!t.consumer.hasSeen(last + 1));
+    try t.expectNext(last);
+    try testing.expect(t.consumer.hasSeen(last + 1));
+}
+
+test "a word that makes no sense is nothing to stay awake for, unless the head is past it" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    for ([_]u64{ 9, 3, 1 }) |state| {
+        t.view().stateWord(0).* = state; // a span of no slots
+        try testing.expectEqual(null, t.consumer.next());
+        try testing.expect(!t.consumer.somethingToDo());
+    }
+    t.view().header().head = 1;
+    try testing.expect(t.consumer.somethingToDo());
+    try testing.expectEqual(null, t.consumer.next());
+    try testing.expect(!t.consumer.somethingToDo());
+    try testing.expect(t.counters.get(.slots_damaged_total) > 0);
+}
+
+test "where nobody comes any more, open claims of the living hold up nothing" {
+    const t = try TestRing.init();
+    defer t.deinit();
+    const open = t.claim(1, 100);
+    try t.expectNext(t.commit(100));
+    t.consumer.release();
+    try testing.expectEqual(open, t.consumer.tail);
+    t.consumer.leave_open = true;
+    t.consumer.release();
+    try testing.expectEqual(t.consumer.scan, t.consumer.tail);
+    // Whoever takes the ring over finds what its owner has committed since.
+    t.set(open, .committed_passed);
+    const again = try testing.allocator.create(Consumer);
+    defer testing.allocator.destroy(again);
+    var counters = Counters{};
+    again.* = Consumer.init(t.view(), &counters);
+    try testing.expectEqual(open, again.nextPassed().?.position);
 }
 
 test "a daemon that was killed between freeing words and moving the tail is continued" {

@@ -258,7 +258,19 @@ pub const Control = struct {
             self.ask(session, .{ .kind = .release, .session = session.id, .ring = its, .file = handle.file, .handle = handle.index }) catch continue;
         }
         self.keepNames(session);
+        if (self.state.ring_per_client and !self.isInUse(its)) {
+            // Its client's next session gets another one, once this one is given up.
+            its.leaving = true;
+            @atomicStore(bool, &its.deserted, true, .release);
+        }
         self.ask(session, .{ .kind = .forget_session, .session = session.id, .ring = its }) catch {};
+    }
+
+    fn isInUse(self: *Control, its: *const ServedRing) bool {
+        if (its == self.shared) return true;
+        var all = self.sessions_by_id.valueIterator();
+        while (all.next()) |session| if (session.*.ring == its and !session.*.closed) return true;
+        return false;
     }
 
     /// Everything of a closed session has been answered.

@@ -84,6 +84,8 @@ pub const ServedRing = struct {
     sessions: u32 = 0,
     /// The worker has been asked to let go of it.
     leaving: bool = false,
+    /// No session is open in it, nor will one be. Set by the control thread.
+    deserted: bool = false,
     handle_used: std.StaticBitSet(positions.handles_max) = .initEmpty(),
     next_handle: u32 = 0,
 
@@ -175,9 +177,7 @@ pub const ServedRing = struct {
     }
 
     pub fn headPosition(served: *ServedRing) u64 {
-        const head = @atomicLoad(u64, &served.view.header().head, .seq_cst);
-        // Whatever somebody wrote there: there is no more in a ring than its slots.
-        return @max(served.consumer.tail, @min(head, served.consumer.tail + ring.slot_count));
+        return served.consumer.headPosition();
     }
 
     pub fn sessionOfRow(served: *ServedRing, row: u32) u64 {
@@ -188,7 +188,8 @@ pub const ServedRing = struct {
     pub fn isBehindOf(served: *ServedRing, position: u64, session: u64) bool {
         if (served.lost) return true;
         const consumer = &served.consumer;
-        if (consumer.scan < position) return false;
+        if (!consumer.hasSeen(position)) return false;
+        if (consumer.leave_open) return true;
         for (consumer.passed[0..consumer.passed_count]) |passed| {
             if (passed < position and served.sessionOfRow(served.view.loadState(passed).owner) == session) return false;
         }

@@ -217,6 +217,7 @@ pub const Worker = struct {
             if (now -% worker.last_tick_ns >= tick_ns) worker.tick(now);
             if (worked) continue;
             if (stopping) {
+                for (worker.served()) |each| each.consumer.leave_open = true;
                 const drained = worker.isDrained();
                 if (drained or now >= @atomicLoad(u64, &state.stop_deadline_ns, .acquire)) {
                     @atomicStore(bool, &state.drained, drained, .release);
@@ -233,6 +234,7 @@ pub const Worker = struct {
     fn round(worker: *Worker) bool {
         for (worker.served()) |each| {
             if (each.memory.isLost() and !each.lost) worker.loseRing(each);
+            if (@atomicLoad(bool, &each.deserted, .acquire)) each.consumer.leave_open = true;
         }
         var worked = worker.takeRequests();
         worker.batch_full = false;
@@ -327,7 +329,7 @@ pub const Worker = struct {
 
     fn openGates(worker: *Worker) void {
         for (worker.served()) |each| {
-            if (!each.lost and each.consumer.scan < each.consumer.required_scan) return;
+            if (!each.lost and !each.consumer.hasSeen(each.consumer.required_scan)) return;
         }
         worker.gated = false;
         for (worker.served()) |each| {
@@ -1395,6 +1397,15 @@ pub const Worker = struct {
         return any;
     }
 
+    /// Whether another request that is not answered is about that ring, which must be there until then.
+    fn isAskedAboutRing(worker: *const Worker, its: *const ServedRing, asking: *const Request) bool {
+        for ([_]?*Request{ worker.pending, worker.awaiting_commit }) |list| {
+            var each = list;
+            while (each) |request| : (each = request.next) if (request != asking and request.ring == its) return true;
+        }
+        return false;
+    }
+
     /// Requests about one handle are served in order: a session may close while its handle is still to be opened.
     fn isFirstOfItsHandle(worker: *Worker, request: *const Request) bool {
         if (request.file == null) return true;
@@ -1455,7 +1466,7 @@ pub const Worker = struct {
                     for (worker.served()) |each| {
                         // Of a claim that was passed the write has not returned yet. A ring that came since holds nothing
                         // that had returned when this was asked: it is looked at in any case.
-                        if (each.consumer.scan < request.barriers[each.index]) return .later;
+                        if (!each.consumer.hasSeen(request.barriers[each.index])) return .later;
                     }
                     if (file.deferred.items.len > 0) return .later;
                     request.lsn = file.last_lsn;
@@ -1490,7 +1501,8 @@ pub const Worker = struct {
             },
             .leave_ring => {
                 const its = request.ring.?;
-                if (!worker.isDrainedOf(its)) return .later;
+                its.consumer.leave_open = true;
+                if (!worker.isDrainedOf(its) or worker.isAskedAboutRing(its, request)) return .later;
                 for (worker.served(), 0..) |each, i| {
                     if (each != its) continue;
                     worker.ring_count -= 1;
