@@ -215,9 +215,7 @@ def test_a_file_that_was_not_removed_after_all_is_missed(daemon: ChildDaemon, pr
     assert replayed(daemon) == {"records": 0, "quarantined": 1, "of_removed_files": 0}
 
 
-def test_nor_is_it_forgotten_with_a_program_that_ends_before_it_removes_it(
-    daemon: ChildDaemon, other: Program
-) -> None:
+def test_nor_is_it_forgotten_with_a_program_that_ends_before_it_removes_it(daemon: ChildDaemon, other: Program) -> None:
     path = daemon.route_dir / "a" / "file"
     leave_behind(daemon, path)
     closed = len(daemon.events("session_closed"))
