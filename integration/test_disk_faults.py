@@ -166,6 +166,31 @@ def test_pages_that_somebody_holds_are_not_taken_for_written(
     assert bad.missing(bad.path.read_bytes()) == []
 
 
+# ---- a target that is full ----------------------------------------------------------------------------------------
+
+
+@two_routes()
+def test_a_full_file_that_is_removed_gives_its_space_back(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, appender: Callable[[str], Appender]
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad", 64 << 10))
+    daemon.start()
+    full = appender("bad/full")
+    for _ in range(32):
+        if full.append("x" * 4000) != 0:
+            break
+    daemon.wait_for_event("target_refused")
+    full.close()  # its handle is released when the daemon sees the hang-up
+    full.path.unlink()
+    assert daemon.wait_for_event("target_removed")["path"] == str(full.path)
+    wait_until(lambda: os.statvfs(disk.mount_point).f_bfree > 8, "its space is free")
+    before = cursor_of(daemon, "bad")
+    after = appender("bad/after")
+    assert after.append("y" * 4000) == 0
+    wait_until(lambda: cursor_of(daemon, "bad") > before, "checkpoints go on")
+
+
 # ---- a target whose sync hangs ------------------------------------------------------------------------------------
 
 

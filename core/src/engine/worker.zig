@@ -1230,6 +1230,12 @@ pub const Worker = struct {
             .rewrite => {
                 assert(file.rewriting);
                 file.rewriting = false;
+                if (errno != 0 and file.handle_list.items.len == 0 and os.linksOf(file.fd) == 0) {
+                    // Nobody has it open, and nobody can open it any more.
+                    file.unsynced_lsn = 0;
+                    worker.state.events.post(.info, "target_removed", .{ .path = file.identity.pathText(), .errno = errno });
+                    return worker.endFailure(file);
+                }
                 if (errno != 0) {
                     file.rewrite_pause_ns = @min(2 * file.rewrite_pause_ns, rewrite_pause_ns_max);
                     file.rewrite_at_ns = os.monotonicNs() + file.rewrite_pause_ns;
@@ -1246,16 +1252,20 @@ pub const Worker = struct {
                     file.rewrite_lsn = file.rewrite_to_lsn + 1;
                     return;
                 }
-                file.rewrite_lsn = 0;
-                file.failed_errno = 0;
-                file.pages_suspect = false;
-                file.pages_held = false;
-                worker.failed_files -= 1;
-                route.failed_files -= 1;
                 worker.state.events.post(.info, "target_recovered", .{ .path = file.identity.pathText() });
-                for (file.handle_list.items) |entry| @atomicStore(i32, &entry.state().failed_errno, 0, .release);
+                worker.endFailure(file);
             },
         }
+    }
+
+    fn endFailure(worker: *Worker, file: *File) void {
+        file.rewrite_lsn = 0;
+        file.failed_errno = 0;
+        file.pages_suspect = false;
+        file.pages_held = false;
+        worker.failed_files -= 1;
+        worker.state.route(file.route).failed_files -= 1;
+        for (file.handle_list.items) |entry| @atomicStore(i32, &entry.state().failed_errno, 0, .release);
     }
 
     // ---- publish ------------------------------------------------------------------------------------
