@@ -712,11 +712,14 @@ def test_a_file_that_cannot_be_marked_is_refused_for_what_it_is(elgate_daemon: C
 
 
 def test_a_daemon_that_drains_is_not_asked_again_and_again(elgate_daemon: ChildDaemon) -> None:
-    """It drains for as long as an open claim holds it up; a client that waits for the next daemon keeps its session."""
+    """It drains for as long as its log takes nothing; a client that waits for the next daemon keeps its session."""
     daemon = elgate_daemon
     holder = raw_client(daemon, "held")
-    holder.put(b"x", commit=False)
+    first = holder.put(b"x")
+    wait_until(lambda: holder.applied() > first, "applied")
+    limit_file_size(daemon, 4096)
     holder.put(b"y")
+    daemon.wait_for_event("log_failed")
     child = program(
         daemon,
         """

@@ -1,11 +1,15 @@
 """An ordinary program that does at random what programs do with files, and knows what must be in them.
 
-`python torture_program.py DIRECTORY SEED OPERATIONS`: prints its count now and then, and `done` at the end, when every
-file has been read back through the hooks. What is wrong ends it, with the operations that led there.
+`python torture_program.py DIRECTORY SEED OPERATIONS [JOURNAL]`: prints its count now and then, and `done` at the end, when
+every file has been read back through the hooks. What is wrong ends it, with the operations that led there.
+
+JOURNAL, a file on no route, gets a line for each fsync that has returned (`synced`, path, length, digest) and before each
+operation that changes a file after that (`changing`, path).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import sys
@@ -21,7 +25,9 @@ LENGTHS = (1, 10, 100, 100, 1000, 5000, 70_000)
 
 
 class Program:
-    def __init__(self, root: str, seed: int) -> None:
+    def __init__(self, root: str, seed: int, journal: str | None = None) -> None:
+        self.journal = None if journal is None else os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self.synced: set[str] = set()
         self.root = root
         self.seed = seed
         self.dice = random.Random(seed)
@@ -47,6 +53,18 @@ class Program:
         print(f"{path}: {why}: {len(found)} bytes, not {len(expected)}; the first difference at {at}:")
         print(f"  {found[at : at + 40]!r}\n  {expected[at : at + 40]!r}\nseed {self.seed}", flush=True)
         os._exit(3)
+
+    def note_synced(self, path: str) -> None:
+        if self.journal is not None:
+            digest = hashlib.sha1(self.models[path]).hexdigest()
+            os.write(self.journal, f"synced {path} {len(self.models[path])} {digest}\n".encode())
+            self.synced.add(path)
+
+    def note_changing(self, *paths: str) -> None:
+        for path in paths:
+            if self.journal is not None and path in self.synced:
+                os.write(self.journal, f"changing {path}\n".encode())
+                self.synced.remove(path)
 
     def some_path(self) -> str:
         return f"{self.root}/{self.dice.choice(['', 'sub/'])}f{self.dice.randrange(8)}"
@@ -74,6 +92,8 @@ class Program:
             return
         append, truncate = self.dice.random() < 0.5, self.dice.random() < 0.3
         flags = os.O_RDWR | os.O_CREAT | (os.O_APPEND if append else 0) | (os.O_TRUNC if truncate else 0)
+        if truncate:
+            self.note_changing(path)
         self.note("open", path, "append" if append else "", "truncate" if truncate else "")
         self.opened[path] = (os.open(path, flags, 0o644), append)
         if truncate or path not in self.models:
@@ -82,23 +102,31 @@ class Program:
     def write(self, path: str) -> None:
         fd, append = self.opened[path]
         model, data = self.models[path], self.data()
+        self.note_changing(path)
         if append:
             self.note("append", path, len(data), "at", len(model))
             assert os.write(fd, data) == len(data)
             model += data
-            return
+            return self.sync_now_and_then(path)
         at = self.dice.randrange(len(model) + 1) if self.dice.random() < 0.7 else len(model)
         self.note("pwrite", path, len(data), "at", at)
         assert os.pwrite(fd, data, at) == len(data)
         model[at : at + len(data)] = data
+        return self.sync_now_and_then(path)
+
+    def sync_now_and_then(self, path: str) -> None:
+        if self.journal is not None and self.dice.random() < 0.5:
+            self.sync(path)
 
     def sync(self, path: str) -> None:
         self.note("fsync", path)
         os.fsync(self.opened[path][0])
+        self.note_synced(path)
 
     def truncate(self, path: str) -> None:
         length = self.dice.randrange(len(self.models[path]) + 1)
         self.note("ftruncate", path, length)
+        self.note_changing(path)
         os.ftruncate(self.opened[path][0], length)
         del self.models[path][length:]
 
@@ -113,6 +141,7 @@ class Program:
         if target == path or target in self.opened:
             return
         self.note("rename", path, target)
+        self.note_changing(path, target)
         os.rename(path, target)
         self.models[target] = self.models.pop(path)
         if path in self.opened:
@@ -120,6 +149,7 @@ class Program:
 
     def unlink(self, path: str) -> None:
         self.note("unlink", path)
+        self.note_changing(path)
         os.unlink(path)
         del self.models[path]
         if path in self.opened:
@@ -135,6 +165,7 @@ class Program:
             return
         data = self.data()
         self.note("replace", path, len(data))
+        self.note_changing(path)
         with open(f"{path}.new", "wb") as file:
             file.write(data)
             file.flush()
@@ -193,7 +224,7 @@ class Program:
 
 
 if __name__ == "__main__":
-    program = Program(sys.argv[1], int(sys.argv[2]))
+    program = Program(sys.argv[1], int(sys.argv[2]), *sys.argv[4:])
     program.run(int(sys.argv[3]))
     sys.stdin.readline()
     elgate.unpatch_all()

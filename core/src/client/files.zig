@@ -226,10 +226,10 @@ fn register(use: *Use) i32 {
                 // It drains, and takes no new files; the next one will. It hangs up when it is done: this session may as
                 // well be kept until then. Or it is out of descriptors, and will have some in a moment.
                 const is_short = refusal.reason == .limit_reached and refusal.errno == @intFromEnum(system.E.AGAIN);
-                if (refusal.reason != .stopping and !is_short) return refused(file, refusal);
+                if (refusal.reason != .stopping and !is_short) return refused(use, refusal);
                 const limit_ns = if (is_short) @min(short_limit_ns, session.reconnect_limit_ns) else session.reconnect_limit_ns;
                 const deadline_ns = began_ns +| limit_ns;
-                if (system.monotonicNs() >= deadline_ns) return if (is_short) refused(file, refusal) else system.negative(.IO);
+                if (system.monotonicNs() >= deadline_ns) return if (is_short) refused(use, refusal) else system.negative(.IO);
                 if (wait.isEnded(backoff.sleep(deadline_ns))) return system.negative(.INTR);
                 attempts -= 1;
                 continue;
@@ -239,7 +239,7 @@ fn register(use: *Use) i32 {
         const known = @atomicLoad(u64, &inode.registered, .acquire);
         if (known >> 32 == new.sequence and known & 0xffff_ffff != new.route) {
             // One file is in one log. A daemon that says otherwise would have its records out of order.
-            return refused(file, .{ .reason = .not_on_a_route, .errno = 0 });
+            return refused(use, .{ .reason = .not_on_a_route, .errno = 0 });
         }
         @atomicStore(u32, &file.registered, 0, .release);
         @atomicStore(u32, &file.handle, new.handle, .monotonic);
@@ -284,14 +284,20 @@ fn isSameFile(use: *const Use) bool {
     return status.device == use.file.inode.device and status.inode == use.file.inode.number;
 }
 
-fn refused(file: *File, refusal: session_module.Refusal) i32 {
+fn refused(use: *Use, refusal: session_module.Refusal) i32 {
+    const file = use.file;
     const name = session_module.refusalName(refusal);
+    const passing = refusal.reason == .limit_reached or refusal.reason == .log_failed;
     if (@atomicLoad(bool, &file.was_registered, .monotonic)) {
         // There are records of ours in the log: writing beside it would put them out of order.
-        const passing = refusal.reason == .limit_reached or refusal.reason == .log_failed;
         if (!passing) file.failed = true;
         warnOnce(&warned_refusal, "the daemon does not take a file of route \"{s}\" back ({s}); operations on it fail with EIO. Its accepted records are safe. Open it again once that is mended", .{ file.route_name.text(), name });
         return system.negative(.IO);
+    }
+    // What the log has for it, be it from another process, must not be replayed over what would be written beside it.
+    if (passing and isMarked(use.fd)) {
+        warnOnce(&warned_refusal, "the daemon does not take a file of route \"{s}\" ({s}), and its log may hold more than the file does: operations on it fail until that is mended", .{ file.route_name.text(), name });
+        return if (refusal.errno == @intFromEnum(system.E.AGAIN)) system.negative(.IO) else negativeErrno(refusal.errno);
     }
     @atomicStore(bool, &file.refused, true, .release);
     countFallback(@intFromEnum(refusal.reason));
@@ -915,8 +921,8 @@ pub fn fsync(fd: i32) i32 {
         return if (result != 0) reported(use.file, result) else native;
     }
     if (written == Ticket.none and !@atomicLoad(bool, &use.file.was_registered, .monotonic)) {
-        // Nothing of ours is on its way. Another process's may be, if the file is marked.
-        if (!isMarked(fd)) return native;
+        // Nothing of ours is on its way. Another process's may be, if the file is marked. (`native` would be for good.)
+        if (!isMarked(fd)) return if (system.failure(linux.fsync(fd))) |errno| system.negative(errno) else 0;
     }
     const result = makeDurable(&use, written);
     if (result != 0) return reported(use.file, result);

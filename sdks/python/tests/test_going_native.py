@@ -139,3 +139,19 @@ def test_a_file_with_two_names_is_never_routed(run_python: Run, elgate_daemon: A
         env=elgate_daemon.env(),
     )
     assert path.read_bytes() == b"native"
+
+
+def test_a_sync_before_the_first_write_leaves_a_file_routed(run_python: Run, elgate_daemon: Any) -> None:
+    run_python(
+        f"""
+        import os, elgate
+        assert elgate.patch_all()
+        for sync in os.fsync, os.fdatasync:
+            with open({str(elgate_daemon.route_dir / "file")!r}, "ab", buffering=0) as file:
+                sync(file.fileno())
+                before = elgate.status()["routed_bytes"]
+                file.write(b"routed")
+                assert elgate.status()["routed_bytes"] == before + 6, elgate.status()
+        """,
+        env=elgate_daemon.env(),
+    )
