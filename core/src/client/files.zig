@@ -1421,7 +1421,8 @@ pub fn goNative(fd: i32, reason: Reason) i32 {
 }
 
 /// The file is about to lose its last name. Whoever has it open has it for itself then: no replay would find it, and a
-/// daemon that comes after this one could not take it back. 0, or -EINTR: where it cannot be fenced, on a full disk for
+/// daemon that comes after this one could not take it back. (Where other processes have it open, the daemon fences it when
+/// the removal is said.) 0, or -EINTR: where it cannot be fenced, on a full disk for
 /// one, it stays routed, and can be removed all the same.
 pub fn losesName(device: u64, number: u64) i32 {
     for (0..descriptors.used()) |index| {
