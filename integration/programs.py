@@ -93,14 +93,13 @@ def cursor_of(daemon: ChildDaemon) -> tuple[int, int]:
     return layout.get(raw, base, "applied_lsn"), layout.get(raw, base, "durable_lsn")
 
 
-class Appender:
-    """Appends lines to one file. What is acknowledged is in `acknowledged`, in order."""
+class Driven:
+    """A program that does one line after the other, and answers `done` or an errno to each."""
 
-    def __init__(self, daemon: ChildDaemon, path: Path) -> None:
-        self.path = path
-        self.acknowledged: list[bytes] = []
+    def __init__(self, daemon: ChildDaemon, source: str, name: str) -> None:
+        self.name = name
         self.process = subprocess.Popen(
-            [sys.executable, "-c", APPENDER],
+            [sys.executable, "-c", source],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,16 +107,15 @@ class Appender:
         )
         self.answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        assert self.do(f"open {path}") == 0
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.answers.put(line.strip())
 
-    def begin(self, command: str) -> None:
+    def begin(self, line: str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
     def answer(self, limit_s: float = LIMIT_S) -> int:
@@ -125,23 +123,38 @@ class Appender:
         try:
             said = self.answers.get(timeout=limit_s)
         except queue.Empty:
-            raise AssertionError(f"{self.path.name}: no answer after {limit_s:g} s") from None
+            raise AssertionError(f"{self.name}: no answer after {limit_s:g} s") from None
         return 0 if said == "done" else int(said)
 
-    def do(self, command: str, limit_s: float = LIMIT_S) -> int:
-        self.begin(command)
+    def errno_of(self, line: str, limit_s: float = LIMIT_S) -> int:
+        """0, or that of the OSError that it raised."""
+        self.begin(line)
         return self.answer(limit_s)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Appender(Driven):
+    """Appends lines to one file. What is acknowledged is in `acknowledged`, in order."""
+
+    def __init__(self, daemon: ChildDaemon, path: Path) -> None:
+        super().__init__(daemon, APPENDER, path.name)
+        self.path = path
+        self.acknowledged: list[bytes] = []
+        assert self.errno_of(f"open {path}") == 0
 
     def append(self, text: str, limit_s: float = LIMIT_S) -> int:
         """One line, and an fsync: 0, or the errno of either."""
-        result = self.do(f"append {text}", limit_s)
+        result = self.errno_of(f"append {text}", limit_s)
         if result == 0:
             self.acknowledged.append(text.encode() + b"\n")
         return result
 
     def fill(self, letter: str) -> int:
         """Half a MiB of one letter, and an fsync."""
-        result = self.do(f"fill {letter}")
+        result = self.errno_of(f"fill {letter}")
         if result == 0:
             self.acknowledged.append(letter.encode() * (1 << 19))
         return result
@@ -163,10 +176,6 @@ class Appender:
                 at = where + len(piece)
         return missing
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
 
 PROGRAM = """
 import os, shutil, sys
@@ -182,35 +191,11 @@ for line in sys.stdin:
 """
 
 
-class Program:
+class Program(Driven):
     """Does what it is told, a line of Python at a time; `os`, `shutil` and `elgate` are at hand, and names last."""
 
     def __init__(self, daemon: ChildDaemon) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**daemon.env(), "ELGATE_FALLBACK": "wait"},
-        )
-        self.answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.answers.put(line.strip())
-
-    def errno_of(self, line: str, limit_s: float = LIMIT_S) -> int:
-        """0, or that of the OSError that it raised."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        try:
-            said = self.answers.get(timeout=limit_s)
-        except queue.Empty:
-            raise AssertionError(f"{line}: no answer after {limit_s:g} s") from None
-        return 0 if said == "done" else int(said)
+        super().__init__(daemon, PROGRAM, "program")
 
     def do(self, line: str) -> None:
         result = self.errno_of(line)
@@ -220,5 +205,4 @@ class Program:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.close()

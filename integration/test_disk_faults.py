@@ -169,6 +169,14 @@ def test_pages_that_somebody_holds_are_not_taken_for_written(
 # ---- a target that is full ----------------------------------------------------------------------------------------
 
 
+def fill_the_target(full: Appender, daemon: ChildDaemon) -> None:
+    """Until the file system of its file, which is small, takes no more."""
+    for _ in range(32):
+        if full.append("x" * 4000) != 0:
+            break
+    daemon.wait_for_event("target_refused")
+
+
 @two_routes()
 def test_a_full_file_that_is_removed_gives_its_space_back(
     elgate_daemon_stopped: ChildDaemon, stack: ExitStack, appender: Callable[[str], Appender]
@@ -177,10 +185,7 @@ def test_a_full_file_that_is_removed_gives_its_space_back(
     disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad", 64 << 10))
     daemon.start()
     full = appender("bad/full")
-    for _ in range(32):
-        if full.append("x" * 4000) != 0:
-            break
-    daemon.wait_for_event("target_refused")
+    fill_the_target(full, daemon)
     full.close()  # its handle is released when the daemon sees the hang-up
     full.path.unlink()
     assert daemon.wait_for_event("target_removed")["path"] == str(full.path)
@@ -228,8 +233,8 @@ def test_a_foreign_truncate_on_a_disk_that_hangs_holds_up_nobody_else(
     assert good.append("one") == 0
     os.truncate(bad.path, 4)
     disk.freeze()
-    assert bad.do("write two") == 0
-    assert bad.do("write three") == 0
+    assert bad.errno_of("write two") == 0
+    assert bad.errno_of("write three") == 0
     bad.begin("sync")
     for number in range(20):
         assert good.append(f"{number}", limit_s=5) == 0
@@ -254,10 +259,10 @@ def test_a_route_whose_targets_hang_holds_up_nobody_else(
     daemon.start()
     bad, late, good = appender("bad/file"), appender("bad/late"), appender("good/file")
     assert bad.append("one") == 0
-    assert bad.do("spread 10") == 0
+    assert bad.errno_of("spread 10") == 0
     assert good.append("one") == 0
     disk.freeze()
-    assert bad.do("spread 10") == 0
+    assert bad.errno_of("spread 10") == 0
     late.begin("append late")  # with which it is registered, and marked
     # One write, one group, one log buffer each: more than there are.
     accepted = 0
@@ -283,7 +288,7 @@ def test_a_route_whose_targets_hang_holds_up_nobody_else(
     new = appender("good/new")
     for number in range(5):
         assert new.append(f"{number}", limit_s=5) == 0
-    assert new.do("close", limit_s=5) == 0
+    assert new.errno_of("close", limit_s=5) == 0
     assert bad.answers.empty()
     assert late.answers.empty()
     disk.thaw()
@@ -337,10 +342,7 @@ def test_a_log_that_its_targets_keep_full_is_met_at_the_write(
     disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad" / "small", 64 << 10))
     daemon.start()
     pinning, filler, good = appender("bad/small/file"), appender("bad/file"), appender("good/file")
-    for _ in range(32):
-        if pinning.append("x" * 4000) != 0:
-            break
-    daemon.wait_for_event("target_refused")
+    fill_the_target(pinning, daemon)
     fill_until_full(filler, on_full, daemon)
     for number in range(20):
         assert good.append(f"{number}", limit_s=5) == 0
@@ -371,10 +373,7 @@ def test_a_full_disk_is_met_at_the_write(
     # Nothing leaves the log, so that its segments are not used again.
     target = stack.enter_context(Tmpfs(daemon.route_dir / "bad" / "small", 64 << 10))
     pinning = appender("bad/small/file")
-    for _ in range(32):
-        if pinning.append("x" * 4000) != 0:
-            break
-    daemon.wait_for_event("target_refused")
+    fill_the_target(pinning, daemon)
     fill_until_full(filler, on_full, daemon)
     for number in range(20):
         assert good.append(f"{number}", limit_s=5) == 0

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from disks import Ext4, needs_root
+from programs import LIMIT_S
 
 from elgate.daemon.child import ChildDaemon
-from integration.disks import Ext4, needs_root
-from integration.programs import LIMIT_S
 
 PROGRAM = Path(__file__).with_name("torture_program.py")
 PROGRAMS = 3

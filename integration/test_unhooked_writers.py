@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import LIMIT_S
 
 from elgate.daemon.child import ChildDaemon
-from integration.programs import LIMIT_S
 
 LINES = 3000
 
