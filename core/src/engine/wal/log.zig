@@ -5,9 +5,9 @@
 //!
 //! ```
 //! starting thread      open, recover, close (nobody else is in the log then)
-//! worker thread        nextLsn, admits, commit, write, sync, lendTail, takeTailBack
+//! worker thread        nextLsn, admits, commit, write, sync, beginSync, endSync, lendTail, takeTailBack
 //! maintenance threads  prepareNextSegment, checkpoint, collect, trimHistory (they take turns on a lock of their own)
-//! any thread           durableLsn, groupBytesMax, needsPreparation, prepareAnew, historyIsDue, bytesHeld
+//! any thread           performSync, durableLsn, groupBytesMax, needsPreparation, prepareAnew, historyIsDue, bytesHeld
 //! ```
 //!
 //! The worker takes no lock that maintenance holds, with one exception that it must wait for in any case: where it
@@ -27,6 +27,9 @@
 //! tail), as it stands in the file: after a sync that failed, the kernel takes the pages for written, another sync of
 //! them would succeed and prove nothing. So the tail goes from memory into a new segment, which is not in force before
 //! all of it is durable there; until then the old one still has what it has.
+//!
+//! A sync may be another thread's work (`beginSync`, `performSync`, `endSync`): what is written meanwhile stands behind
+//! what it covers, in the same segment, and in a second piece of memory.
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -242,6 +245,31 @@ pub const Segment = struct {
 
 const Stage = enum { opened, recovering, recovered };
 
+/// Groups as they stand in a segment, side by side, in memory that the worker has lent.
+const Tail = struct {
+    memory: []align(wal.block_size) u8 = &.{},
+    bytes: usize = 0,
+
+    fn groups(tail: *const Tail) []align(wal.block_size) u8 {
+        return tail.memory[0..tail.bytes];
+    }
+};
+
+const Syncing = struct {
+    /// A futex.
+    state: std.atomic.Value(u32) = .init(none),
+    /// Written by the worker before the state says `begun`.
+    file: File = undefined,
+    last_lsn: u64 = 0,
+    /// Written by whoever performs it, before the state says `performed`.
+    result: storage_module.Error!void = {},
+
+    const none = 0;
+    const begun = 1;
+    const under_way = 2;
+    const performed = 3;
+};
+
 pub const Log = struct {
     allocator: std.mem.Allocator,
     storage: Storage,
@@ -261,10 +289,12 @@ pub const Log = struct {
     durable_lsn: std.atomic.Value(u64),
     /// Records up to here are written; those above durable_lsn are not synced. Starting or worker thread.
     logged_lsn: u64,
-    /// What stands in `current` (or `broken`) above durable_lsn: its groups, side by side, in memory that the worker has
-    /// lent. Worker.
-    tail: []align(wal.block_size) u8,
-    tail_bytes: usize,
+    /// What stands in `current` (or `broken`) above durable_lsn: first what a sync that is under way covers, then what was
+    /// written since. Worker.
+    covered: Tail,
+    tail: Tail,
+    /// The sync that covers `covered`. Begun by the worker, performed by whoever comes first.
+    syncing: Syncing,
     /// A sync of it failed, or a write behind what was not synced: it is not touched any more, and given up once its tail
     /// is durable elsewhere. Worker.
     broken: ?*Segment,
@@ -335,8 +365,9 @@ pub const Log = struct {
             .arena = .init(allocator),
             .durable_lsn = .init(0),
             .logged_lsn = 0,
-            .tail = &.{},
-            .tail_bytes = 0,
+            .covered = .{},
+            .tail = .{},
+            .syncing = .{},
             .broken = null,
             .bytes_held = .init(0),
             .epoch = .init(0),
@@ -464,7 +495,7 @@ pub const Log = struct {
                 try log.storage.sync(segment.file.?);
                 segment.header_pending = false;
                 log.wrote(segment, group);
-                return log.becameDurable(segment);
+                return log.becameDurable(segment, log.logged_lsn);
             }
             log.giveUp(segment);
             const other = try log.putToUse(bytes, .beyond_limit);
@@ -477,28 +508,37 @@ pub const Log = struct {
 
     /// Records are written that are not durable. Worker thread.
     pub fn hasUnsynced(log: *const Log) bool {
-        assert((log.tail_bytes > 0) == (log.logged_lsn > log.durableLsn()));
-        return log.tail_bytes > 0;
+        const unsynced = log.covered.bytes + log.tail.bytes > 0;
+        assert(unsynced == (log.logged_lsn > log.durableLsn()));
+        return unsynced;
+    }
+
+    /// Of those, some that no sync that is under way covers. Worker thread.
+    pub fn hasUncovered(log: *const Log) bool {
+        return log.tail.bytes > 0;
     }
 
     /// Worker thread. Memory to keep in what is not synced; the log's until `takeTailBack`.
     pub fn lendTail(log: *Log, memory: []align(wal.block_size) u8) void {
-        assert(log.tail.len == 0 and log.tail_bytes == 0);
+        assert(log.tail.memory.len == 0);
         assert(memory.len > 0 and memory.len % wal.block_size == 0);
-        log.tail = memory;
+        assert(log.covered.memory.len == 0 or log.covered.memory.len == memory.len);
+        log.tail = .{ .memory = memory };
     }
 
-    /// Worker thread. The memory that was lent, once everything is synced; null: none.
+    /// Worker thread. Memory that was lent and is not needed any more; null: there is none. As often as it gives some.
     pub fn takeTailBack(log: *Log) ?[]align(wal.block_size) u8 {
-        assert(!log.hasUnsynced());
-        if (log.tail.len == 0) return null;
-        defer log.tail = &.{};
-        return log.tail;
+        for ([_]*Tail{ &log.covered, &log.tail }) |tail| {
+            if (tail.bytes > 0 or tail.memory.len == 0) continue;
+            defer tail.* = .{};
+            return tail.memory;
+        }
+        return null;
     }
 
     /// Worker thread. Room for groups that are not synced; 0 where no memory is lent.
     pub fn tailRoom(log: *const Log) usize {
-        return log.tail.len - log.tail_bytes;
+        return log.tail.memory.len - log.tail.bytes;
     }
 
     /// Worker thread. As `commit`, but the records are only logged on success, until the next `sync`; `tailRoom` must
@@ -515,6 +555,9 @@ pub const Log = struct {
         }
         const segment = try log.segmentFor(bytes);
         log.writeGroup(segment, group, .plain) catch {
+            try log.finishSync();
+            // Where that has failed as well, there is another one already.
+            if (log.current.load(.monotonic) != segment) return log.write(group);
             log.breakOff(segment);
             return log.rescue(group);
         };
@@ -524,58 +567,123 @@ pub const Log = struct {
     /// repeated: what was not durable goes from memory into a new segment. If that fails too the error is returned, and
     /// nothing is lost yet: the next call tries another segment.
     pub fn sync(log: *Log) CommitError!void {
+        try log.finishSync();
         if (!log.hasUnsynced()) return;
-        if (log.broken == null) {
-            const segment = log.current.load(.monotonic).?;
-            const file = segment.cached_file orelse segment.file.?;
-            if (mutant.is(.sync_left_out)) return log.becameDurable(segment);
-            if (log.storage.sync(file)) {
-                return log.becameDurable(segment);
-            } else |_| {
-                if (mutant.is(.failed_sync_repeated)) {
-                    if (log.storage.sync(file)) return log.becameDurable(segment) else |_| {}
-                }
-                log.breakOff(segment);
-            }
-        }
-        return log.rescue(null);
+        if (log.broken != null) return log.rescue(null);
+        log.beginSync();
+        log.performSync();
+        return log.endSync();
+    }
+
+    /// Worker thread. What was written so far is to be made durable, by whoever calls `performSync`; the worker goes on
+    /// writing. It calls `endSync` when `isSyncPerformed`.
+    pub fn beginSync(log: *Log) void {
+        assert(!log.isSyncing() and log.broken == null);
+        assert(log.tail.bytes > 0 and log.covered.bytes == 0);
+        std.mem.swap(Tail, &log.covered, &log.tail);
+        const segment = log.current.load(.monotonic).?;
+        log.syncing.file = segment.cached_file orelse segment.file.?;
+        log.syncing.last_lsn = log.logged_lsn;
+        log.syncing.state.store(Syncing.begun, .release);
+    }
+
+    /// Any thread, any time: performs the sync that was begun, unless another thread does or has.
+    pub fn performSync(log: *Log) void {
+        const syncing = &log.syncing;
+        if (syncing.state.cmpxchgStrong(Syncing.begun, Syncing.under_way, .acquire, .monotonic) != null) return;
+        syncing.result = result: {
+            if (mutant.is(.sync_left_out)) break :result;
+            log.storage.sync(syncing.file) catch |err| {
+                if (mutant.is(.failed_sync_repeated)) break :result log.storage.sync(syncing.file);
+                break :result err;
+            };
+        };
+        syncing.state.store(Syncing.performed, .release);
+        std.Thread.Futex.wake(&syncing.state, 1);
+    }
+
+    /// Worker thread. Begun, and not ended.
+    pub fn isSyncing(log: *const Log) bool {
+        return log.syncing.state.load(.monotonic) != Syncing.none;
+    }
+
+    /// Worker thread. `endSync` will not wait.
+    pub fn isSyncPerformed(log: *const Log) bool {
+        return log.syncing.state.load(.acquire) == Syncing.performed;
+    }
+
+    fn finishSync(log: *Log) CommitError!void {
+        if (!log.isSyncing()) return;
+        log.performSync();
+        while (!log.isSyncPerformed()) std.Thread.Futex.wait(&log.syncing.state, Syncing.under_way);
+        return log.endSync();
+    }
+
+    /// Worker thread. What was written before the sync began is durable now; or else, all that is not durable as after
+    /// any failed `sync`.
+    pub fn endSync(log: *Log) CommitError!void {
+        assert(log.isSyncPerformed());
+        log.syncing.state.store(Syncing.none, .monotonic);
+        const segment = log.current.load(.monotonic).?;
+        log.syncing.result catch {
+            log.breakOff(segment);
+            return log.rescue(null);
+        };
+        log.becameDurable(segment, log.syncing.last_lsn);
+        log.uncover();
+    }
+
+    /// What is covered is durable: what is written next may find room there.
+    fn uncover(log: *Log) void {
+        log.covered.bytes = 0;
+        if (log.tail.memory.len == 0) std.mem.swap(Tail, &log.covered, &log.tail);
     }
 
     /// The tail, and the group behind it, durably into a new segment. That one's header goes last: from then on the
     /// records count there and not any more where they lie now.
     fn rescue(log: *Log, behind: ?*Group) CommitError!void {
-        assert(log.current.load(.monotonic) == null);
+        assert(log.current.load(.monotonic) == null and !log.isSyncing());
         const broken = log.broken.?;
-        const kept_bytes = log.tail_bytes;
         // Nobody was told of any record above the last durable one: there is nothing to be kept in it.
-        errdefer if (kept_bytes == 0) log.giveUpBroken();
-        const bytes = kept_bytes + if (behind) |group| group.commitBytes() else 0;
-        assert(bytes > 0 and bytes <= log.tail.len); // tail and group had room in the broken one
+        errdefer if (!log.hasUnsynced()) log.giveUpBroken();
+        const kept_bytes = log.tail.bytes;
+        const tail_bytes = kept_bytes + if (behind) |group| group.commitBytes() else 0;
+        const bytes = log.covered.bytes + tail_bytes;
+        assert(bytes > 0 and tail_bytes <= log.tail.memory.len); // all of it had room in the broken one
         const segment = try log.putToUse(bytes, .beyond_limit);
         errdefer log.giveUp(segment);
         assert(segment.epoch > broken.epoch);
         if (behind) |group| {
             group.stamp(log.silentPlaceIn(segment), log.durableLsn(), log.storage.realtimeNs());
-            @memcpy(log.tail[kept_bytes..bytes], group.commitMemory());
+            @memcpy(log.tail.memory[kept_bytes..tail_bytes], group.commitMemory());
         }
-        const memory = log.tail[0..bytes];
-        var records = group_module.Written{ .memory = memory, .place = log.silentPlaceIn(segment) };
-        while (records.next()) |header| segment.noteRing(header.ring_uuid, header.position);
+        var place = log.silentPlaceIn(segment);
+        const parts = [_][]align(wal.block_size) u8{ log.covered.groups(), log.tail.memory[0..tail_bytes] };
+        for (parts) |part| {
+            var records = group_module.Written{ .memory = part, .place = place };
+            while (records.next()) |header| segment.noteRing(header.ring_uuid, header.position);
+            place.offset += part.len;
+        }
         if (!log.makeRoom(segment, bytes)) return error.InputOutput;
         segment.written_end.store(segment.write_offset + bytes, .monotonic);
         if (mutant.is(.tail_voided_first)) try log.putInForce(segment);
-        try log.storage.write(segment.file.?, &.{memory}, segment.write_offset, true);
+        // One write, without what is empty.
+        const vectors = [_][]const u8{ parts[0], parts[1] };
+        const first: usize = @intFromBool(parts[0].len == 0);
+        const end: usize = if (parts[1].len == 0) 1 else 2;
+        try log.storage.write(segment.file.?, vectors[first..end], segment.write_offset, true);
         if (!mutant.is(.tail_voided_first)) try log.putInForce(segment);
         segment.write_offset += bytes;
         if (behind) |group| log.logged_lsn = group.lastLsn();
-        log.becameDurable(segment);
+        log.becameDurable(segment, log.logged_lsn);
+        log.tail.bytes = 0;
+        log.uncover();
         log.giveUpBroken();
     }
 
-    fn becameDurable(log: *Log, segment: *Segment) void {
-        segment.last_lsn.store(log.logged_lsn, .monotonic);
-        log.durable_lsn.store(log.logged_lsn, .release);
-        log.tail_bytes = 0;
+    fn becameDurable(log: *Log, segment: *Segment, last_lsn: u64) void {
+        segment.last_lsn.store(last_lsn, .monotonic);
+        log.durable_lsn.store(last_lsn, .release);
     }
 
     fn breakOff(log: *Log, segment: *Segment) void {
@@ -631,7 +739,7 @@ pub const Log = struct {
     pub fn finishMove(log: *Log) CommitError!void {
         const segment = log.current.load(.monotonic).?;
         try log.putInForce(segment);
-        log.becameDurable(segment);
+        log.becameDurable(segment, log.logged_lsn);
     }
 
     /// What was moved stays where it was.
@@ -705,9 +813,9 @@ pub const Log = struct {
             try log.storage.write(file, &.{memory}, segment.write_offset, synced);
         }
         log.wrote(segment, group);
-        if (how == .durable) return log.becameDurable(segment);
-        @memcpy(log.tail[log.tail_bytes..][0..memory.len], memory);
-        log.tail_bytes += memory.len;
+        if (how == .durable) return log.becameDurable(segment, log.logged_lsn);
+        @memcpy(log.tail.memory[log.tail.bytes..][0..memory.len], memory);
+        log.tail.bytes += memory.len;
     }
 
     /// Where the next group goes.

@@ -50,12 +50,15 @@ const Run = struct {
     prng: std.Random.DefaultPrng,
     log: ?*Log = null,
     group: Group,
-    tail: []align(4096) u8,
+    /// Memory for tails that is not lent, of this life's length.
+    tails: [2]?[]align(4096) u8 = .{ null, null },
     next_tag: u64 = 1,
     /// By LSN - 1: the tag of the record that is in the log.
     logged: std.ArrayListUnmanaged(u64) = .empty,
     /// Of those, durable.
     durable_count: usize = 0,
+    /// Of those, what the sync that was begun last must make durable.
+    sync_covers: usize = 0,
     applied_lsn: u64 = 0,
     applied_attempted: u64 = 0,
     /// By tag - 1: the LSN it was tried under.
@@ -74,23 +77,22 @@ const Run = struct {
         defer arena_state.deinit();
         const memory = try allocator.alignedAlloc(u8, .fromByteUnits(4096), tail_bytes);
         defer allocator.free(memory);
-        const tail = try allocator.alignedAlloc(u8, .fromByteUnits(4096), tail_bytes);
-        defer allocator.free(tail);
+        const tails = try allocator.alignedAlloc(u8, .fromByteUnits(4096), 2 * tail_bytes);
+        defer allocator.free(tails);
         var run = Run{
             .settings = settings,
             .disk = .init(allocator, settings.seed),
             .prng = .init(settings.seed ^ 0x5eed),
             .group = .init(memory),
-            .tail = tail,
         };
         defer run.disk.deinit();
         defer if (run.log) |log| log.close();
         const lives_max = 8;
-        for (0..lives_max) |_| try run.live(arena_state.allocator());
+        for (0..lives_max) |_| try run.live(arena_state.allocator(), tails);
         return run.counts;
     }
 
-    fn live(run: *Run, arena: std.mem.Allocator) !void {
+    fn live(run: *Run, arena: std.mem.Allocator, tails: []align(4096) u8) !void {
         const random = run.prng.random();
         const faulty = run.settings.faults and random.boolean();
         if (random.uintLessThan(u8, 4) > 0) run.disk.cut_at = run.disk.operation_count + 1 + random.uintLessThan(u64, 80);
@@ -100,7 +102,8 @@ const Run = struct {
         }
         try run.start(arena, faulty);
         if (run.log) |log| {
-            log.lendTail(@alignCast(run.tail[0 .. (2 + random.uintLessThan(usize, tail_bytes / 4096 - 1)) * 4096]));
+            const length = (2 + random.uintLessThan(usize, tail_bytes / 4096 - 1)) * 4096;
+            for (&run.tails, 0..) |*tail, i| tail.* = @alignCast(tails[i * tail_bytes ..][0..length]);
             for (0..random.uintLessThan(u32, 60)) |_| {
                 if (run.disk.is_off) break;
                 if (faulty and random.uintLessThan(u8, 40) == 0) run.disk.failing_operations_left = random.uintLessThan(u64, 8);
@@ -126,14 +129,14 @@ const Run = struct {
         const random = run.prng.random();
         const log = run.log.?;
         switch (random.uintLessThan(u8, 16)) {
-            0...9 => try run.write(arena, faulty),
-            10, 11 => {
+            0...8 => try run.write(arena, faulty),
+            9, 10, 11 => if (random.uintLessThan(u8, 3) == 0) {
                 const unsynced = log.hasUnsynced();
                 if (log.sync()) {
                     run.counts.syncs += @intFromBool(unsynced);
                     if (log.durableLsn() != run.logged.items.len) return error.Lost;
                 } else |_| if (!faulty and !run.disk.is_off) return error.Refused;
-            },
+            } else try run.syncElsewhere(faulty),
             12, 13 => log.prepareNextSegment() catch if (!faulty and !run.disk.is_off) return error.Refused,
             14 => {
                 const lsn = run.applied_lsn + random.uintAtMost(u64, log.durableLsn() - run.applied_lsn);
@@ -149,6 +152,52 @@ const Run = struct {
         if (run.durable_count > run.logged.items.len) return error.Lost;
     }
 
+    /// One step of a sync that another thread performs, while writing goes on. It takes effect when it is performed, so
+    /// that it covers no more than it must where that comes right behind the beginning.
+    fn syncElsewhere(run: *Run, faulty: bool) !void {
+        const random = run.prng.random();
+        const log = run.log.?;
+        if (!log.isSyncing()) {
+            if (!log.hasUncovered() or log.broken != null) return;
+            run.sync_covers = run.logged.items.len;
+            log.beginSync();
+            if (random.boolean()) log.performSync();
+        } else if (!log.isSyncPerformed()) {
+            log.performSync();
+        } else {
+            run.counts.written_meanwhile += run.logged.items.len - run.sync_covers;
+            if (log.endSync()) {
+                run.counts.syncs += 1;
+                if (log.durableLsn() < run.sync_covers) return error.Lost;
+            } else |_| if (!faulty and !run.disk.is_off) return error.Refused;
+        }
+    }
+
+    /// Memory for what is not synced, where there is none; some always comes back, once all is.
+    fn lend(run: *Run) log_module.CommitError!void {
+        const log = run.log.?;
+        if (log.tail.memory.len > 0) return;
+        run.takeBack();
+        if (run.tails[0] == null and run.tails[1] == null) {
+            try log.sync();
+            run.takeBack();
+        }
+        for (&run.tails) |*tail| {
+            log.lendTail(tail.* orelse continue);
+            tail.* = null;
+            return;
+        }
+        unreachable;
+    }
+
+    fn takeBack(run: *Run) void {
+        while (run.log.?.takeTailBack()) |memory| {
+            const free = if (run.tails[0] == null) &run.tails[0] else &run.tails[1];
+            std.debug.assert(free.* == null);
+            free.* = memory;
+        }
+    }
+
     fn mayRemove(_: *anyopaque, _: *const log_module.SegmentSummary) bool {
         return true;
     }
@@ -156,8 +205,12 @@ const Run = struct {
     fn write(run: *Run, arena: std.mem.Allocator, faulty: bool) !void {
         const random = run.prng.random();
         const log = run.log.?;
+        run.lend() catch {
+            if (!faulty and !run.disk.is_off) return error.Refused;
+            return;
+        };
         run.group.begin(log);
-        run.group.capacity_bytes = @intCast(@min(run.group.capacity_bytes, log.tail.len));
+        run.group.capacity_bytes = @intCast(@min(run.group.capacity_bytes, log.tail.memory.len));
         const records_max = 6;
         var tags: [records_max]u64 = undefined;
         var appended: usize = 0;
@@ -279,6 +332,8 @@ const Counts = struct {
     /// Groups written behind others that were not synced.
     behind_unsynced: u64 = 0,
     syncs: u64 = 0,
+    /// Records that were written while a sync was under way.
+    written_meanwhile: u64 = 0,
     /// Records that were logged and that a power cut took, as it may.
     lost: u64 = 0,
 };
@@ -324,12 +379,14 @@ fn expectAllHold(faults: bool) !void {
         total.writes += counts.writes;
         total.behind_unsynced += counts.behind_unsynced;
         total.syncs += counts.syncs;
+        total.written_meanwhile += counts.written_meanwhile;
         total.lost += counts.lost;
     }
     // A simulation in which nothing happens holds too.
     try testing.expect(total.writes > seedCount() * 10);
     try testing.expect(total.behind_unsynced > seedCount() * 5);
     try testing.expect(total.syncs > seedCount());
+    try testing.expect(total.written_meanwhile > seedCount());
     try testing.expect(total.lost > seedCount());
 }
 
