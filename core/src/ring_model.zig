@@ -296,7 +296,7 @@ fn work() callconv(.c) void {
             held_taken = false;
             any = true;
         }
-        consumer.release();
+        if (consumer.release()) consumer.wakeProducers();
         if (consumer.tail != tail_before) any = true;
         if (consumer.takeDamage()) |damage| fail("damage at {d}: {s}", .{ damage.position, damage.reason });
         const head = view.header().head;

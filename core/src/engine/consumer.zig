@@ -332,8 +332,8 @@ pub const Consumer = struct {
     }
 
     /// Frees all spans that are done, those left behind and those from the tail on; leaves behind what holds up the
-    /// ring. Wakes producers that wait for space.
-    pub fn release(consumer: *Consumer) void {
+    /// ring. Whether there is more room now; see `wakeProducers`.
+    pub fn release(consumer: *Consumer) bool {
         const before = consumer.tail;
         const freed = consumer.releaseLeft();
         while (consumer.tail < consumer.scan) {
@@ -358,13 +358,18 @@ pub const Consumer = struct {
             span.* = .unseen;
         }
         if (consumer.tail == consumer.scan) consumer.leave_held = false;
-        if (consumer.tail == before and !freed) return;
+        if (consumer.tail == before and !freed) return false;
+        shared.store(u64, &consumer.view.header().tail, consumer.tail, .seq_cst);
+        return true;
+    }
+
+    /// Who waits for space looks again. Behind a release, and behind the publication of what else he looks at: his credit.
+    pub fn wakeProducers(consumer: *const Consumer) void {
         const header = consumer.view.header();
-        shared.store(u64, &header.tail, consumer.tail, .seq_cst);
-        if (shared.load(u32, &header.space_waiters, .seq_cst) != 0) {
-            _ = @atomicRmw(u32, &header.space_sequence, .Add, 1, .seq_cst);
-            os.futexWake(&header.space_sequence, std.math.maxInt(i32));
-        }
+        // A full fence: whoever has begun to wait and is not seen here sees all that was stored before.
+        _ = @atomicRmw(u32, &header.space_sequence, .Add, 1, .seq_cst);
+        if (shared.load(u32, &header.space_waiters, .seq_cst) == 0) return;
+        os.futexWake(&header.space_sequence, std.math.maxInt(i32));
     }
 
     /// `first`, which stands at the tail, keeps others from the ring, or soon will, or from the release that they wait
@@ -687,7 +692,7 @@ test "committed operations come in order, once, and are released for the next la
         produced += 1;
         try t.expectNext(position);
         try testing.expectEqual(null, t.consumer.next());
-        t.consumer.release();
+        _ = t.consumer.release();
         try testing.expectEqual(t.view().header().head, t.consumer.tail);
         try testing.expectEqual(t.consumer.tail, t.view().header().tail);
         try testing.expectEqual(@as(u32, 0), t.consumer.held_slots[0]);
@@ -703,17 +708,17 @@ test "an open claim is passed when something stands behind it, and holds up the 
     const behind = t.commit(100);
     try t.expectNext(behind);
     try testing.expectEqual(ring.State.passed, t.view().loadState(open).state);
-    t.consumer.release();
+    _ = t.consumer.release();
     try testing.expectEqual(@as(u64, 0), t.consumer.tail);
     try testing.expect(t.consumer.isBehindCommitted(open + 1));
     t.set(open, .committed_passed);
     const item = t.consumer.nextPassed().?;
     try testing.expectEqual(open, item.position);
     t.consumer.consumeHeld(&item, 0);
-    t.consumer.release();
+    _ = t.consumer.release();
     try testing.expectEqual(@as(u64, 0), t.consumer.tail); // its owner waits for the release: not before it is applied
     t.consumer.settle(open);
-    t.consumer.release();
+    _ = t.consumer.release();
     try testing.expectEqual(@as(u64, 2), t.consumer.tail);
 }
 
@@ -724,7 +729,7 @@ test "a claim whose owner is dead is given up, passed or not" {
     const behind = t.commit(10);
     try t.expectNext(behind);
     try testing.expectEqual(ring.State.aborted, t.view().loadState(dead).state);
-    t.consumer.release();
+    _ = t.consumer.release();
     try testing.expectEqual(behind + 1, t.consumer.tail);
     try testing.expectEqual(@as(u64, 1), t.counters.get(.claims_aborted_total));
 
@@ -734,7 +739,7 @@ test "a claim whose owner is dead is given up, passed or not" {
     @as(*u32, @ptrCast(&t.view().producerRow(1).mutex)).* |= ring.mutex_owner_died;
     try testing.expectEqual(null, t.consumer.nextPassed());
     try testing.expectEqual(ring.State.aborted, t.view().loadState(living).state);
-    t.consumer.release();
+    _ = t.consumer.release();
     try testing.expectEqual(last + 1, t.consumer.tail);
 }
 
@@ -837,10 +842,10 @@ test "where nobody comes any more, open claims of the living hold up nothing" {
     defer t.deinit();
     const open = t.claim(1, 100);
     try t.expectNext(t.commit(100));
-    t.consumer.release();
+    _ = t.consumer.release();
     try testing.expectEqual(open, t.consumer.tail);
     t.consumer.leave_open = true;
-    t.consumer.release();
+    _ = t.consumer.release();
     try testing.expectEqual(t.consumer.scan, t.consumer.tail);
     // Whoever takes the ring over finds what its owner has committed since.
     t.set(open, .committed_passed);
@@ -858,7 +863,7 @@ test "a daemon that was killed between freeing words and moving the tail is cont
     _ = t.commit(9000);
     const kept = t.commit(10);
     while (t.consumer.next()) |item| t.consumer.consume(&item, 0);
-    t.consumer.release();
+    _ = t.consumer.release();
     t.view().header().tail = 0; // the store that did not happen
     t.view().stateWord(kept).* = (ring.StateWord{ .state = .committed, .span = 1, .owner = 1, .lap = 0 }).bits();
     var counters = Counters{};

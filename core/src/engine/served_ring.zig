@@ -97,6 +97,8 @@ pub const ServedRing = struct {
     /// Somebody has cut its file short: nothing is taken from it any more.
     lost: bool = false,
     consumer: Consumer,
+    /// Slots were given back, or credits raised, and no producer has been woken for it yet.
+    has_more_room: bool = false,
     handles: []Handle,
     lines: []Line,
     /// Operations below this position were accepted by an earlier daemon: their handles are not in our table.

@@ -43,7 +43,7 @@ const Uring = @import("uring.zig").Uring;
 const applier_module = @import("disk/applier.zig");
 const Applier = applier_module.Applier;
 const lanes_module = @import("disk/lanes.zig");
-const Lanes = lanes_module.Lanes;
+const FileLanes = lanes_module.FileLanes;
 const rewrite = @import("rewrite.zig");
 const admission = @import("admission.zig");
 const Failure = @import("failure.zig").Failure;
@@ -113,7 +113,7 @@ pub const Worker = struct {
     uring: Uring = undefined,
     applier: Applier = undefined,
     /// Where checkpoints' syncs, and rewriting, are done.
-    long_lanes: Lanes = undefined,
+    long_lanes: FileLanes = undefined,
     long_in_flight: u32 = 0,
     /// Files with operations that wait.
     deferring_files: u32 = 0,
@@ -256,10 +256,15 @@ pub const Worker = struct {
         for (worker.active[0..worker.active_count]) |route| admission.update(worker.state, worker.served(), route, worker.mayFill(route));
         if (worked) steps.reached(.published);
         for (worker.served()) |each| {
-            if (!each.lost) each.consumer.release();
+            if (!each.lost and each.consumer.release()) each.has_more_room = true;
         }
         if (worked) steps.reached(.released);
         worker.publishCredits();
+        // Not before: who is woken looks at free slots and at his credit, and sleeps on if he finds too little of either.
+        for (worker.served()) |each| {
+            if (each.has_more_room and !each.lost) each.consumer.wakeProducers();
+            each.has_more_room = false;
+        }
         // Behind all that: who waits for what is only logged does not wait for a sync.
         if (worker.syncDueRoutes()) worked = true;
         worker.retireIdleRoutes();
@@ -1092,7 +1097,7 @@ pub const Worker = struct {
         var any = false;
         switch (worker.applier.engine) {
             .lanes => |*lanes| while (lanes.take()) |result| {
-                worker.applier.completed(result.file, result.value);
+                worker.applier.completed(result.item, result.value);
                 any = true;
             },
             .io_uring => |uring| {
@@ -1110,7 +1115,7 @@ pub const Worker = struct {
         }
         while (worker.long_lanes.take()) |result| {
             worker.long_in_flight -= 1;
-            worker.errandDone(result.file, -result.value);
+            worker.errandDone(result.item, -result.value);
             any = true;
         }
         if (worker.applier.starved) {
@@ -1201,7 +1206,7 @@ pub const Worker = struct {
     }
 
     pub fn giveErrand(worker: *Worker, file: *File) bool {
-        if (!Lanes.give(file.long_lane.?, file)) return false;
+        if (!FileLanes.give(file.long_lane.?, file)) return false;
         worker.long_in_flight += 1;
         worker.long_lanes.wakeAll();
         return true;
@@ -1348,13 +1353,19 @@ pub const Worker = struct {
             if (each.sole_since_ns != 0) {
                 if (os.monotonicNs() - each.sole_since_ns < sleep_ns_max) sole = positions.no_sole_route else each.sole_since_ns = 0;
             }
-            if (header.sole_route != sole) @atomicStore(u32, &header.sole_route, sole, .release);
+            if (header.sole_route != sole) {
+                @atomicStore(u32, &header.sole_route, sole, .release);
+                each.has_more_room = true;
+            }
             for (worker.active[0..worker.active_count]) |route| {
                 const line = each.publisher.route(route.index);
                 const held = each.consumer.held_slots[route.index];
                 if (line.held_slots != held) @atomicStore(u32, &line.held_slots, held, .release);
             }
-            if (header.scanned != each.consumer.scan) @atomicStore(u64, &header.scanned, each.consumer.scan, .release);
+            if (header.scanned != each.consumer.scan) {
+                @atomicStore(u64, &header.scanned, each.consumer.scan, .release);
+                each.has_more_room = true;
+            }
         }
     }
 

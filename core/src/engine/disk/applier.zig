@@ -13,7 +13,7 @@ const assert = std.debug.assert;
 const linux = std.os.linux;
 const os = @import("../os.zig");
 const Uring = @import("../uring.zig").Uring;
-const Lanes = @import("lanes.zig").Lanes;
+const FileLanes = @import("lanes.zig").FileLanes;
 const File = @import("../files.zig").File;
 const Buffer = @import("../buffers.zig").Buffer;
 
@@ -86,7 +86,7 @@ pub const Sink = struct {
 pub const EngineKind = enum { lanes, io_uring };
 
 pub const Engine = union(EngineKind) {
-    lanes: Lanes,
+    lanes: FileLanes,
     io_uring: *Uring,
 };
 
@@ -123,7 +123,7 @@ pub const Applier = struct {
         if (file.queue.in_flight or file.rewrite_lsn != 0) return;
         const run = file.queue.first orelse return;
         const given = switch (applier.engine) {
-            .lanes => Lanes.give(file.lane.?, file),
+            .lanes => FileLanes.give(file.lane.?, file),
             .io_uring => |uring| giveToUring(uring, file, run),
         };
         if (!given) {

@@ -1,12 +1,13 @@
-//! Lanes: one per target file system, each a thread that does what may block there, and sleeps while there is nothing
-//! to do. What stalls is a file system; the others have lanes of their own, and the worker never waits for one.
+//! Lanes: each a thread that does what may block somewhere, and sleeps while there is nothing to do. What blocks there
+//! holds up no other lane, and the worker never waits for one.
 //!
 //! ```
-//! worker ──files with something to do──▶ [inbox]  lane thread  [outbox] ──results──▶ worker
+//! worker ──items with something to do──▶ [inbox]  lane thread  [outbox] ──results──▶ worker
 //! ```
 //!
-//! Both queues have one writer and one reader. There are two sets: lanes that write (the disk engine on threads: while a
-//! file is in one, its first run is the lane's), and lanes for what takes longer than a write (rewrite.zig).
+//! Both queues have one writer and one reader. There are three sets: one lane per target file system that writes (the
+//! disk engine on threads: while a file is in one, its first run is the lane's), one per target file system for what
+//! takes longer than a write (rewrite.zig), and one per route that syncs its log (syncs.zig).
 
 const std = @import("std");
 const assert = std.debug.assert;
@@ -20,11 +21,6 @@ pub const lanes_max = 64;
 const queue_length = 4096;
 /// Bound of a lane's sleep.
 const sleep_ns_max = 100 * std.time.ns_per_ms;
-
-pub const Result = struct { file: *File, value: i32 };
-
-/// What a lane does with a file; as io_uring would answer: bytes, or -errno.
-pub const Perform = *const fn (file: *File) i32;
 
 /// One writer, one reader. Bounded; `push` says when it is full.
 fn Queue(comptime T: type) type {
@@ -57,46 +53,122 @@ fn Queue(comptime T: type) type {
     };
 }
 
-pub const Lane = struct {
-    device: u64,
-    inbox: Queue(*File) = .{},
-    outbox: Queue(Result) = .{},
-    /// Futex. 1: the thread sleeps.
-    sleeping: u32 align(128) = 0,
-    stopping: bool = false,
-    thread: std.Thread = undefined,
-    perform: Perform,
-    /// The worker's doorbell, rung when results may be waited for.
-    doorbell: *u32,
+/// Worker thread. Lanes for one kind of item.
+pub fn Lanes(comptime Item: type) type {
+    return struct {
+        const Self = @This();
 
-    fn run(lane: *Lane) void {
-        while (true) {
-            while (lane.inbox.pop()) |file| {
-                const result = lane.perform(file);
-                // The outbox holds as many as the inbox, and the worker takes before it gives.
-                while (!lane.outbox.push(.{ .file = file, .value = result })) {
+        pub const Result = struct { item: *Item, value: i32 };
+
+        /// What a lane does with an item; as io_uring would answer: bytes, or -errno.
+        pub const Perform = *const fn (item: *Item) i32;
+
+        pub const Lane = struct {
+            key: u64,
+            inbox: Queue(*Item) = .{},
+            outbox: Queue(Result) = .{},
+            /// Futex. 1: the thread sleeps.
+            sleeping: u32 align(128) = 0,
+            stopping: bool = false,
+            thread: std.Thread = undefined,
+            perform: Perform,
+            /// The worker's doorbell, rung when results may be waited for.
+            doorbell: *u32,
+
+            fn run(lane: *Lane) void {
+                while (true) {
+                    while (lane.inbox.pop()) |item| {
+                        const result = lane.perform(item);
+                        // The outbox holds as many as the inbox, and the worker takes before it gives.
+                        while (!lane.outbox.push(.{ .item = item, .value = result })) {
+                            lane.notify();
+                            os.futexWait(&lane.sleeping, 0, std.time.ns_per_ms);
+                        }
+                    }
                     lane.notify();
-                    os.futexWait(&lane.sleeping, 0, std.time.ns_per_ms);
+                    if (@atomicLoad(bool, &lane.stopping, .acquire)) return;
+                    @atomicStore(u32, &lane.sleeping, 1, .seq_cst);
+                    if (lane.inbox.isEmpty()) os.futexWait(&lane.sleeping, 1, sleep_ns_max);
+                    @atomicStore(u32, &lane.sleeping, 0, .seq_cst);
                 }
             }
-            lane.notify();
-            if (@atomicLoad(bool, &lane.stopping, .acquire)) return;
-            @atomicStore(u32, &lane.sleeping, 1, .seq_cst);
-            if (lane.inbox.isEmpty()) os.futexWait(&lane.sleeping, 1, sleep_ns_max);
-            @atomicStore(u32, &lane.sleeping, 0, .seq_cst);
+
+            fn notify(lane: *Lane) void {
+                if (@atomicLoad(u32, lane.doorbell, .seq_cst) != 1) return;
+                if (@atomicRmw(u32, lane.doorbell, .Xchg, 0, .seq_cst) == 1) os.futexWake(lane.doorbell, 1);
+            }
+
+            fn wake(lane: *Lane) void {
+                if (@atomicLoad(u32, &lane.sleeping, .seq_cst) != 1) return;
+                if (@atomicRmw(u32, &lane.sleeping, .Xchg, 0, .seq_cst) == 1) os.futexWake(&lane.sleeping, 1);
+            }
+        };
+
+        allocator: std.mem.Allocator,
+        doorbell: *u32,
+        perform: Perform,
+        lanes: [lanes_max]*Lane = undefined,
+        count: u32 = 0,
+
+        /// The lane of a key; where there are `lanes_max`, or no thread is to be had for another, several share one. null: not
+        /// even that.
+        pub fn laneOf(self: *Self, key: u64) ?*Lane {
+            for (self.lanes[0..self.count]) |lane| {
+                if (lane.key == key) return lane;
+            }
+            if (self.count == lanes_max) return self.lanes[key % lanes_max];
+            const lane = self.allocator.create(Lane) catch return null;
+            lane.* = .{ .key = key, .doorbell = self.doorbell, .perform = self.perform };
+            lane.thread = std.Thread.spawn(.{ .stack_size = 256 << 10 }, Lane.run, .{lane}) catch {
+                self.allocator.destroy(lane);
+                return if (self.count > 0) self.lanes[key % self.count] else null;
+            };
+            self.lanes[self.count] = lane;
+            self.count += 1;
+            return lane;
         }
-    }
 
-    fn notify(lane: *Lane) void {
-        if (@atomicLoad(u32, lane.doorbell, .seq_cst) != 1) return;
-        if (@atomicRmw(u32, lane.doorbell, .Xchg, 0, .seq_cst) == 1) os.futexWake(lane.doorbell, 1);
-    }
+        /// false: the lane's inbox is full; again after results have been taken.
+        pub fn give(lane: *Lane, item: *Item) bool {
+            return lane.inbox.push(item);
+        }
 
-    fn wake(lane: *Lane) void {
-        if (@atomicLoad(u32, &lane.sleeping, .seq_cst) != 1) return;
-        if (@atomicRmw(u32, &lane.sleeping, .Xchg, 0, .seq_cst) == 1) os.futexWake(&lane.sleeping, 1);
-    }
-};
+        /// After one or more `give`: lanes that sleep start.
+        pub fn wakeAll(self: *Self) void {
+            for (self.lanes[0..self.count]) |lane| {
+                if (!lane.inbox.isEmpty()) lane.wake();
+            }
+        }
+
+        pub fn take(self: *Self) ?Result {
+            for (self.lanes[0..self.count]) |lane| {
+                if (lane.outbox.pop()) |result| return result;
+            }
+            return null;
+        }
+
+        /// Whether `take` would give something. Called after the doorbell is set.
+        pub fn anyResult(self: *const Self) bool {
+            for (self.lanes[0..self.count]) |lane| {
+                if (!lane.outbox.isEmpty()) return true;
+            }
+            return false;
+        }
+
+        /// Ends the threads. Only once nothing is in a lane: one that is stuck in its file system cannot be joined.
+        pub fn deinit(self: *Self) void {
+            for (self.lanes[0..self.count]) |lane| {
+                @atomicStore(bool, &lane.stopping, true, .release);
+                lane.wake();
+                lane.thread.join();
+                self.allocator.destroy(lane);
+            }
+            self.count = 0;
+        }
+    };
+}
+
+pub const FileLanes = Lanes(File);
 
 /// Of the lanes that write: the file's first run.
 pub fn performRun(file: *File) i32 {
@@ -116,68 +188,3 @@ pub fn performRun(file: *File) i32 {
         .errno => |errno| -errno,
     };
 }
-
-/// Worker thread.
-pub const Lanes = struct {
-    allocator: std.mem.Allocator,
-    doorbell: *u32,
-    perform: Perform,
-    lanes: [lanes_max]*Lane = undefined,
-    count: u32 = 0,
-
-    /// The lane of a file system; where there are `lanes_max`, or no thread is to be had for another, several share one.
-    /// null: not even that.
-    pub fn laneOf(self: *Lanes, device: u64) ?*Lane {
-        for (self.lanes[0..self.count]) |lane| {
-            if (lane.device == device) return lane;
-        }
-        if (self.count == lanes_max) return self.lanes[device % lanes_max];
-        const lane = self.allocator.create(Lane) catch return null;
-        lane.* = .{ .device = device, .doorbell = self.doorbell, .perform = self.perform };
-        lane.thread = std.Thread.spawn(.{ .stack_size = 256 << 10 }, Lane.run, .{lane}) catch {
-            self.allocator.destroy(lane);
-            return if (self.count > 0) self.lanes[device % self.count] else null;
-        };
-        self.lanes[self.count] = lane;
-        self.count += 1;
-        return lane;
-    }
-
-    /// false: the lane's inbox is full; again after results have been taken.
-    pub fn give(lane: *Lane, file: *File) bool {
-        return lane.inbox.push(file);
-    }
-
-    /// After one or more `give`: lanes that sleep start.
-    pub fn wakeAll(self: *Lanes) void {
-        for (self.lanes[0..self.count]) |lane| {
-            if (!lane.inbox.isEmpty()) lane.wake();
-        }
-    }
-
-    pub fn take(self: *Lanes) ?Result {
-        for (self.lanes[0..self.count]) |lane| {
-            if (lane.outbox.pop()) |result| return result;
-        }
-        return null;
-    }
-
-    /// Whether `take` would give something. Called after the doorbell is set.
-    pub fn anyResult(self: *const Lanes) bool {
-        for (self.lanes[0..self.count]) |lane| {
-            if (!lane.outbox.isEmpty()) return true;
-        }
-        return false;
-    }
-
-    /// Ends the threads. Only once nothing is in a lane: one that is stuck in its file system cannot be joined.
-    pub fn deinit(self: *Lanes) void {
-        for (self.lanes[0..self.count]) |lane| {
-            @atomicStore(bool, &lane.stopping, true, .release);
-            lane.wake();
-            lane.thread.join();
-            self.allocator.destroy(lane);
-        }
-        self.count = 0;
-    }
-};
