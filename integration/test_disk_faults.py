@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from disks import Ext4, StallingExt4, ThinExt4, Tmpfs, needs_root, thaw_all
 from formats import LOG
-from programs import Appender, wait_until
+from programs import Appender, Program, wait_until
 
 from elgate.daemon.child import ChildDaemon
 
@@ -194,6 +194,126 @@ def test_a_full_file_that_is_removed_gives_its_space_back(
     after = appender("bad/after")
     assert after.append("y" * 4000) == 0
     wait_until(lambda: cursor_of(daemon, "bad") > before, "checkpoints go on")
+
+
+CUTS = {
+    "truncate": ("os.ftruncate(fd, 0)", b""),
+    "by its path": ("os.truncate(path, 0)", b""),
+    "partly": ("os.ftruncate(fd, 6)", b"first "),
+    "opened": ("os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))", b""),
+    "by pathlib": ("open(path, 'w').close()", b""),
+}
+FILL = """
+while True:
+    os.write(fd, b"x" * 4000)
+    os.fsync(fd)
+"""
+
+
+@two_routes()
+@engines
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_truncate_makes_room_in_a_full_file(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, cut: str, engine: str, killed: bool
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad", 64 << 10))
+    start(daemon, engine)
+    program = stack.enter_context(Program(daemon))
+    how, left = CUTS[cut]
+    path = disk.mount_point / "file"
+    program.do(f"path = {str(path)!r}")
+    program.do("fd, other = (os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND) for _ in range(2))")
+    program.do("os.write(fd, b'first line')")
+    program.do("os.write(other, b'of the other')")
+    assert program.errno_of(f"exec({FILL!r})") == errno.ENOSPC
+    # More, none of which is told to the one that cuts.
+    program.do("elgate.status()")
+    if killed:
+        daemon.kill()
+        daemon.start()
+        program.do("os.stat('/')")
+    program.do(how)
+    assert path.read_bytes() == left
+    if killed:
+        daemon.kill()
+        daemon.start()
+        assert path.read_bytes() == left
+    # To the other it is told once, as its sticky error, and then all is well.
+    if not killed:
+        assert program.errno_of("os.write(other, b'refused')") == errno.ENOSPC
+    program.do("os.write(other, b'other')")
+    program.do("os.write(fd, b'more')")
+    program.do("os.fsync(fd)")
+    assert path.read_bytes() == left + b"othermore"
+    program.do("os.close(fd); os.close(other)")
+    wait_until(lambda: "user.elgate" not in os.listxattr(path), "it is let go of")
+    assert path.read_bytes() == left + b"othermore"
+
+
+@two_routes()
+def test_an_error_that_nobody_was_told_of_outlives_a_truncate(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad", 64 << 10))
+    daemon.start()
+    program = stack.enter_context(Program(daemon))
+    program.do(f"path = {str(disk.mount_point / 'file')!r}")
+    program.do("fd = os.open(path, os.O_WRONLY | os.O_CREAT)")
+    program.do("os.write(fd, b'x' * 100_000)")
+    daemon.wait_for_event("target_refused")
+    program.do("os.ftruncate(fd, 5)")
+    assert (disk.mount_point / "file").read_bytes() == b"x" * 5
+    daemon.wait_for_event("target_recovered")
+    assert program.errno_of("os.fsync(fd)") == errno.ENOSPC
+    program.do("os.fsync(fd)")
+    # What grows it again needs no room either.
+    program.do("os.ftruncate(fd, 1_000_000)")
+    program.do("os.close(fd)")
+    assert (disk.mount_point / "file").read_bytes() == b"x" * 5 + bytes(999_995)
+
+
+@two_routes()
+def test_a_truncate_that_leaves_more_than_there_is_room_for_is_refused(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad", 64 << 10))
+    daemon.start()
+    program = stack.enter_context(Program(daemon))
+    path = disk.mount_point / "file"
+    program.do(f"fd = os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT)")
+    program.do("os.write(fd, b'x' * 200_000)")
+    daemon.wait_for_event("target_refused")
+    assert program.errno_of("os.ftruncate(fd, 150_000)") == errno.ENOSPC
+    program.do("os.ftruncate(fd, 10_000)")
+    program.do("os.pwrite(fd, b'y', 20_000)")
+    program.do("os.fsync(fd)")
+    assert path.read_bytes() == b"x" * 10_000 + bytes(10_000) + b"y"
+
+
+@two_routes()
+@pytest.mark.parametrize("how", ["os.unlink(path)", "os.replace(path + '.new', path)"])
+def test_a_full_file_can_be_removed_whatever_is_pending(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack, how: str
+) -> None:
+    daemon = elgate_daemon_stopped
+    disk = stack.enter_context(Tmpfs(daemon.route_dir / "bad", 64 << 10))
+    daemon.start()
+    program = stack.enter_context(Program(daemon))
+    path = disk.mount_point / "file"
+    program.do(f"path = {str(path)!r}")
+    program.do("os.close(os.open(path + '.new', os.O_WRONLY | os.O_CREAT))")
+    program.do("fd = os.open(path, os.O_WRONLY | os.O_CREAT)")
+    program.do("os.write(fd, b'x' * 100_000)")
+    daemon.wait_for_event("target_refused")
+    program.do(how)
+    assert not path.exists() or path.read_bytes() == b""
+    assert program.errno_of("os.close(fd)") == errno.ENOSPC
+    daemon.wait_for_event("target_removed")
+    wait_until(lambda: os.statvfs(disk.mount_point).f_bfree > 8, "its space is free")
 
 
 # ---- a target whose sync hangs ------------------------------------------------------------------------------------

@@ -345,6 +345,30 @@ fn deferredError(file: *File, report: Report) i32 {
     return 0;
 }
 
+/// What tells whether there has been another error of this file since.
+const Errors = struct { session: u32, sequence: u32, losses: u32 };
+
+fn errorsOf(file: *const File) Errors {
+    const registered = @atomicLoad(u32, &file.registered, .acquire);
+    const losses = @atomicLoad(u32, &file.inode.losses, .seq_cst);
+    const handle = handleOf(file) orelse return .{ .session = registered, .sequence = 0, .losses = losses };
+    return .{ .session = registered, .sequence = @atomicLoad(u32, &handle.error_sequence, .acquire), .losses = losses };
+}
+
+/// Not 0: the file's target refuses with this errno.
+fn failureOf(file: *const File) i32 {
+    const handle = handleOf(file) orelse return 0;
+    return @atomicLoad(i32, &handle.failed_errno, .acquire);
+}
+
+/// In the current session; null: it has none there.
+fn handleOf(file: *const File) ?*const positions.HandleState {
+    const sequence = session.currentSequence();
+    if (sequence == 0 or @atomicLoad(u32, &file.registered, .acquire) != sequence) return null;
+    const view = session.positionsView() orelse return null;
+    return view.handle(@atomicLoad(u32, &file.handle, .monotonic));
+}
+
 /// For a caller that reports errors: the loss of a ring is reported with this.
 fn reported(file: *File, result: i32) i32 {
     if (result != ring_lost) return result;
@@ -370,7 +394,8 @@ fn objection(use: *Use, request: *const Request, standing: *const Standing) i32 
     // What the route's policy is for when it is full, is answered by that.
     const by_policy = request.may_fail_when_full and isClosed(line);
     const route_errno = if (by_policy) 0 else @atomicLoad(i32, &line.failure_errno, .acquire);
-    const file_errno = @atomicLoad(i32, &handle.failed_errno, .acquire);
+    // A truncate may be what makes room.
+    const file_errno = if (request.operation == .truncate) 0 else @atomicLoad(i32, &handle.failed_errno, .acquire);
     const verdict = @atomicLoad(positions.Native, &handle.native, .acquire);
     if (route_errno == 0 and file_errno == 0 and verdict == .routed) return 0;
     if (!session.isCurrent(standing.sequence)) return 0; // not about us; the claim is checked again
@@ -1001,13 +1026,31 @@ pub fn fallocate(fd: i32, mode: i32, offset: i64, length_bytes: i64) i32 {
 
 /// One operation, in order with all others, done when this returns.
 fn perform(use: *Use, request: *const Request) i32 {
+    var standing: Standing = undefined;
+    const registered = standingOf(use, &standing);
+    if (registered != 0) return registered;
+    const errors = errorsOf(use.file);
     var ticket: Ticket = undefined;
     const sent = submit(use, request, &ticket);
     if (sent != 0) return reported(use.file, sent);
     const before = wait.ignoreSignals();
     defer wait.resumeSignals(before);
     const result = awaitPosition(use, ticket, .{ .applied = true }, wait.no_deadline);
-    return if (result != 0) reported(use.file, result) else deferredError(use.file, .consume);
+    if (result != 0) return reported(use.file, result);
+    const outcome = if (request.operation == .truncate) awaitCut(use) else 0;
+    // An error of earlier writes that was there before stays for the next write, fsync or close.
+    if (outcome == 0 and std.meta.eql(errorsOf(use.file), errors)) return 0;
+    const earlier = deferredError(use.file, .consume);
+    return if (outcome != 0) outcome else earlier;
+}
+
+/// A truncate of a file whose target refuses is in the log; the daemon is asked what it came to.
+fn awaitCut(use: *Use) i32 {
+    if (failureOf(use.file) == 0) return 0;
+    const asked = askToDrain(use);
+    if (asked != 0) return asked;
+    const errno = failureOf(use.file);
+    return if (errno != 0) negativeErrno(errno) else 0;
 }
 
 /// A deferred error is shown, not consumed: who only reads may ignore it, and the next write, fsync or close

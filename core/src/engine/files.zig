@@ -112,6 +112,8 @@ pub const File = struct {
     /// It was said that somebody holds them.
     pages_held: bool = false,
     rewrite_to_lsn: u64 = 0,
+    /// The last truncate that was taken since the target fails; 0: none.
+    cut_lsn: u64 = 0,
     rewrite_pause_ns: u64 = 0,
     rewrite_at_ns: u64 = 0,
     /// Not 0: the target refused a write, or a sync, with this errno. Nothing new is taken until it is rewritten.

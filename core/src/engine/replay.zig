@@ -30,12 +30,19 @@ const Known = struct {
     removed: bool = false,
     /// Nothing at or below is replayed.
     fence_lsn: u64 = 0,
+    /// Of what is.
+    cuts: rewrite.Cuts = .{},
     file: ?*File = null,
     /// Looked for and not found: its records go to the quarantine.
     lost: bool = false,
     reported: bool = false,
     /// Something has been applied to it.
     written: bool = false,
+
+    fn fence(known: *Known, lsn: u64) void {
+        known.fence_lsn = lsn;
+        known.cuts.clear();
+    }
 
     fn addPath(known: *Known, allocator: std.mem.Allocator, path: []const u8) !void {
         for (known.others.items) |other| if (std.mem.eql(u8, other, path)) return;
@@ -90,6 +97,7 @@ pub const Replay = struct {
             if (known.identity) |identity| replay.state.allocator.destroy(identity);
             for (known.others.items) |path| replay.state.allocator.free(path);
             known.others.deinit(replay.state.allocator);
+            known.cuts.deinit(replay.state.allocator);
         }
         replay.known.deinit(replay.state.allocator);
     }
@@ -140,12 +148,13 @@ pub const Replay = struct {
                 known.identity_lsn = header.lsn;
                 known.removed = false;
             },
-            .fence => (try replay.entry(header.file_id)).fence_lsn = header.lsn,
+            .fence => (try replay.entry(header.file_id)).fence(header.lsn),
             .released => {
                 const known = try replay.entry(header.file_id);
-                known.fence_lsn = header.lsn;
+                known.fence(header.lsn);
                 known.released_lsn = header.lsn;
             },
+            .truncate => try (try replay.entry(header.file_id)).cuts.add(allocator, header.lsn, header.offset),
             .rename => {
                 if (payload.len == 0 or payload.len >= 4096 or payload[0] != '/' or std.mem.indexOfScalar(u8, payload, 0) != null) return;
                 const known = try replay.entry(header.file_id);
@@ -177,20 +186,24 @@ pub const Replay = struct {
         file.last_lsn = header.lsn;
         if (file.failed_errno != 0) return; // in order, or not at all
         if (!known.written) {
+            known.written = true;
+            const cut = known.cuts.begin(file.fd);
+            if (cut != 0) return replay.noteApplied(file, cut, header.lsn, 1, payload.len);
             // The daemon before may have been killed while a sync of its was failing.
             const dropped = files.dropPages(file.sync_fd, .what_can_go);
-            known.written = true;
             file.pages_suspect = dropped != 0;
             if (dropped != 0) return replay.noteApplied(file, dropped, header.lsn, 1, payload.len);
         }
-        if (kind == .write and payload.len <= run_bytes_max) return replay.gather(file, header, payload);
+        const length_max = known.cuts.lengthMax(header.lsn);
+        if (kind == .write and payload.len <= run_bytes_max) return replay.gather(file, header, payload[0..@min(payload.len, length_max -| header.offset)]);
         replay.flush();
         if (file.failed_errno != 0) return;
-        replay.noteApplied(file, rewrite.apply(file.fd, header, payload), header.lsn, 1, payload.len);
+        replay.noteApplied(file, rewrite.apply(file.fd, header, payload, length_max), header.lsn, 1, payload.len);
     }
 
     /// In order: what is gathered goes out before anything that does not follow it.
     fn gather(replay: *Replay, file: *File, header: *const wal.RecordHeader, payload: []const u8) void {
+        if (payload.len == 0) return; // all of it is cut off
         const run = &replay.run;
         const follows = run.file == file and run.offset + run.length == header.offset and
             run.length + payload.len <= replay.run_memory.len;

@@ -483,7 +483,8 @@ pub const Worker = struct {
         const header = &item.header;
         const operation: ring.Operation = @enumFromInt(header.operation);
         // What an earlier daemon accepted is logged in any case: its sender cannot be told any more.
-        if (file.failed_errno != 0 and item.position >= from.recovery_head) {
+        // A truncate is what may make room: its sender asks what came of it (see `isCutTried`).
+        if (file.failed_errno != 0 and item.position >= from.recovery_head and operation != .truncate) {
             reportError(.{ .ring = from, .index = header.handle }, file.failed_errno);
             return .taken; // answered: with the error
         }
@@ -577,6 +578,10 @@ pub const Worker = struct {
             .next = 0,
         });
         file.last_lsn = slot.lsn;
+        if (operation == .truncate and file.failed_errno != 0) {
+            file.cut_lsn = slot.lsn;
+            file.rewrite_at_ns = 0;
+        }
         route.data_lsn = slot.lsn;
         // An allocate has its length there, and what an earlier daemon accepted was not waiting for this one.
         if (operation != .allocate and item.position >= from.recovery_head) buffer.oldest_ns = @min(buffer.oldest_ns, header.time_ns);
@@ -1205,6 +1210,17 @@ pub const Worker = struct {
         file.rewriting = true;
     }
 
+    /// What a truncate that was taken of a target that refuses comes to is known once the file has been written again
+    /// with it. Sees to it that it is.
+    fn isCutTried(worker: *Worker, file: *File) bool {
+        if (file.cut_lsn == 0) return true;
+        if (!file.rewriting) {
+            if (file.cut_lsn <= file.rewrite_to_lsn) return true;
+            worker.rewriteFile(file, os.monotonicNs());
+        }
+        return false;
+    }
+
     pub fn giveErrand(worker: *Worker, file: *File) bool {
         if (!FileLanes.give(file.long_lane.?, file)) return false;
         worker.long_in_flight += 1;
@@ -1265,6 +1281,7 @@ pub const Worker = struct {
 
     fn endFailure(worker: *Worker, file: *File) void {
         file.rewrite_lsn = 0;
+        file.cut_lsn = 0;
         file.failed_errno = 0;
         file.pages_suspect = false;
         file.pages_held = false;
@@ -1493,6 +1510,7 @@ pub const Worker = struct {
                     request.lsn = file.last_lsn;
                     break :lsn file.last_lsn;
                 };
+                if (!worker.isCutTried(file)) return .later;
                 if (file.failed_errno != 0 and !file.queue.isEmpty()) {
                     request.errno = file.failed_errno;
                     return .answered;

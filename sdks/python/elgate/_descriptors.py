@@ -139,8 +139,6 @@ def is_concerned(path: Path, writing: bool, dir_fd: int | None = None) -> bool:
 def open_descriptor(path: Path, flags: int, mode: int = 0o777, dir_fd: int | None = None) -> int:
     """os.open of a path for which `is_concerned` said yes. The descriptor is in `tracked` if Elgate has to do with
     it, and not if it is native after all."""
-    if writers:
-        drain_path(path, dir_fd=dir_fd)
     # A truncate has its place in the order of writes, and in the log: where the file was there before, it is opened
     # whole, and truncated through Elgate.
     truncate = flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_EXCL
@@ -367,9 +365,9 @@ class NameChange:
     __slots__ = ("_kept",)
 
     def __init__(self, old: Any, old_dir_fd: int | None = None, new: Any = None, new_dir_fd: int | None = None) -> None:
-        drain_path(old, old_dir_fd)
+        # Of what is removed nothing is to be seen any more, and no earlier error keeps it: removing it may make room.
         if new is not None:
-            drain_path(new, new_dir_fd)
+            drain_path(old, old_dir_fd)
         # Where the file is that stays there if nothing comes of it.
         self._kept: bytes | None = None
         if mode != ROUTES:
