@@ -31,6 +31,8 @@ pub const Request = struct {
     /// A drain: the file's records up to this LSN must be in it. Known once the rings have been looked at. A directory that
     /// moves: what was logged of its files for this request has an LSN from here on.
     lsn: ?u64 = null,
+    /// Answered when the log is durable up to here.
+    commit_lsn: u64 = 0,
     /// A change of a name. The control thread's to free.
     change: ?*names.Change = null,
     /// Reason of a fence, for the event.

@@ -4,6 +4,7 @@ const std = @import("std");
 const Log = @import("wal/log.zig").Log;
 const Buffer = @import("buffers.zig").Buffer;
 const File = @import("files.zig").File;
+const Sync = @import("syncs.zig").Sync;
 const routes = @import("../format/routes.zig");
 const Admission = @import("admission.zig").Admission;
 
@@ -36,11 +37,12 @@ pub const Route = struct {
     closed_is_news: bool = false,
     /// Buffers from `applying_first` on.
     applying_count: u32 = 0,
-    /// Somebody waits for durable records: sync at the end of this batch.
+    /// Somebody waits for durable records: the next sync is due.
     sync_wanted: bool = false,
-    /// Not 0: the log holds records that are not synced, the oldest since then.
+    sync: Sync = .{},
+    /// Not 0: the log holds records that are not durable and that no sync under way covers, the oldest since then.
     unsynced_since_ns: u64 = 0,
-    /// Of the oldest record that is not durable, when its producer made it; `no_record` without one.
+    /// Of the oldest of those, when its producer made it; `no_record` without one.
     oldest_undurable_ns: u64 = no_record,
     /// Highest LSN that is applied, with all below it, but for what files are to be rewritten from (File.rewrite_lsn).
     applied_lsn: u64 = 0,
@@ -95,6 +97,8 @@ pub const Checkpoint = struct {
     syncs: u32 = 0,
     last_lsn: u64 = 0,
     last_ns: u64 = 0,
+    /// One is due, and a group stands in the way that has not been written.
+    waits: bool = false,
     /// The last cursor could not be written: the next one is tried an interval later.
     cursor_failed: bool = false,
 };

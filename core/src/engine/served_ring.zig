@@ -52,6 +52,8 @@ pub const Line = struct {
     seen_position: u64 = 0,
     /// Barriers seen before the batch's first record may be answered before the commit.
     first_record_position: u64 = 0,
+    /// Published as logged when the sync that is under way was begun.
+    covered_position: u64 = 0,
     /// In the files, as far as its buffers say.
     applied_position: u64 = 0,
     barriers_before_record: bool = false,

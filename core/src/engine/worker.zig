@@ -38,6 +38,8 @@ const buffers_module = @import("buffers.zig");
 const Buffers = buffers_module.Buffers;
 const tails_module = @import("tails.zig");
 const Tails = tails_module.Tails;
+const syncs_module = @import("syncs.zig");
+const Syncs = syncs_module.Syncs;
 const Request = @import("requests.zig").Request;
 const Uring = @import("uring.zig").Uring;
 const applier_module = @import("disk/applier.zig");
@@ -59,7 +61,7 @@ const sleep_ns_max = 100 * std.time.ns_per_ms;
 /// Open claims are looked at this often, so that a dead producer's is given up well within 50 ms.
 const sleep_ns_passed = 5 * std.time.ns_per_ms;
 const tick_ns_stopping = std.time.ns_per_ms;
-const retry_interval_ns = 100 * std.time.ns_per_ms;
+const retry_interval_ns = syncs_module.retry_interval_ns;
 /// A target that goes on failing is tried less and less often: each attempt may write all of its window again.
 const rewrite_pause_ns_max = 2 * std.time.ns_per_s;
 
@@ -121,6 +123,7 @@ pub const Worker = struct {
     /// Requests whose record is in a group that is not committed yet.
     awaiting_commit: ?*Request = null,
     releases: release.Releases = .{},
+    syncs: Syncs = .{},
     known_files: std.ArrayListUnmanaged(*File) = .empty,
     failed_files: u32 = 0,
     doorbells_armed: std.StaticBitSet(doorbells_max) = .initEmpty(),
@@ -162,7 +165,7 @@ pub const Worker = struct {
         worker.ring_count += 1;
     }
 
-    fn served(worker: *const Worker) []const *ServedRing {
+    pub fn served(worker: *const Worker) []const *ServedRing {
         return worker.rings[0..worker.ring_count];
     }
 
@@ -187,6 +190,7 @@ pub const Worker = struct {
             .io_uring => .{ .io_uring = &worker.uring },
         }, .sink = .{ .context = worker, .applied = runApplied, .strayed = appendStrayed, .refused = fileRefused, .synced = queueSynced } };
         worker.long_lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = rewrite.perform };
+        worker.syncs.init(worker);
         for (worker.served()) |each| each.publisher.beginServing();
         result.* = 0;
         ready.set();
@@ -196,6 +200,7 @@ pub const Worker = struct {
         for (worker.served()) |each| each.publisher.endServing();
         if (worker.isStuck()) return; // it ends with the process
         worker.long_lanes.deinit();
+        worker.syncs.lanes.deinit();
         switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.deinit(),
             .io_uring => |uring| uring.deinit(),
@@ -204,7 +209,7 @@ pub const Worker = struct {
 
     /// After `run`: something hangs in a file system still, and looks at files and buffers.
     pub fn isStuck(worker: *const Worker) bool {
-        return worker.applier.in_flight > 0 or worker.long_in_flight > 0;
+        return worker.applier.in_flight > 0 or worker.long_in_flight > 0 or worker.syncs.in_lanes > 0;
     }
 
     fn loop(worker: *Worker) void {
@@ -253,7 +258,7 @@ pub const Worker = struct {
         worker.releases.finish(worker);
         if (worker.reap()) worked = true;
         worker.publish();
-        for (worker.active[0..worker.active_count]) |route| admission.update(worker.state, worker.served(), route, worker.mayFill(route));
+        for (worker.active[0..worker.active_count]) |route| admission.update(worker.state, worker.served(), route, route.buffer != null or worker.mayFill(route));
         if (worked) steps.reached(.published);
         for (worker.served()) |each| {
             if (!each.lost and each.consumer.release()) each.has_more_room = true;
@@ -265,8 +270,7 @@ pub const Worker = struct {
             if (each.has_more_room and !each.lost) each.consumer.wakeProducers();
             each.has_more_room = false;
         }
-        // Behind all that: who waits for what is only logged does not wait for a sync.
-        if (worker.syncDueRoutes()) worked = true;
+        if (worker.syncs.begin(worker)) worked = true;
         worker.retireIdleRoutes();
         return worked;
     }
@@ -474,9 +478,11 @@ pub const Worker = struct {
         return taken;
     }
 
-    /// Targets that do not keep up may not take all log buffers with them.
+    /// A group that its log has refused may have no room for more; and targets that do not keep up may not take all log
+    /// buffers with them.
     fn mayFill(worker: *const Worker, route: *const Route) bool {
-        return route.buffer != null or route.applying_count < buffers_module.share_min or worker.buffers.free_count > buffers_module.buffer_count / 2;
+        if (route.buffer) |buffer| return buffer.hasRoom();
+        return route.applying_count < buffers_module.share_min or worker.buffers.free_count > buffers_module.buffer_count / 2;
     }
 
     fn takeNow(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) Taken {
@@ -776,7 +782,7 @@ pub const Worker = struct {
     }
 
     fn isIdle(worker: *const Worker, route: *const Route) bool {
-        if (route.buffer != null or route.applying_first != null or route.unsynced_since_ns != 0) return false;
+        if (route.buffer != null or route.applying_first != null or route.sync.in_lane or route.log.hasUnsynced()) return false;
         if (route.admission != .open) return false;
         for (worker.served()) |each| {
             if (each.lines[route.index].touched or each.consumer.held_slots[route.index] != 0) return false;
@@ -861,16 +867,28 @@ pub const Worker = struct {
             const buffer = route.buffer orelse continue;
             // A log that has failed is tried again from time to time, with the same group: that is the probe.
             if (route.failed_errno != 0 and os.monotonicNs() - route.failed_at_ns < retry_interval_ns) continue;
+            if (worker.gathers(route, buffer)) continue;
             any = true;
             worker.commitRoute(route, buffer, .as_configured);
         }
-        for (worker.active[0..worker.active_count]) |route| {
-            if (worker.syncIsWanted(route)) any = worker.syncRoute(route) or any;
-            // A barrier that waits for other rings, or stands behind a fence, speaks for what is still to come.
-            if (route.failed_errno == 0 and !worker.isGated(route)) route.sync_wanted = false;
-        }
         if (any) steps.reached(.committed);
         return any;
+    }
+
+    /// A sync is under way, and the group can wait for it, to be committed behind it in one durable write.
+    fn gathers(worker: *const Worker, route: *const Route, buffer: *const Buffer) bool {
+        if (!route.log.isSyncing() or route.flushMode() != .each_group) return false;
+        return buffer.hasRoom() and !route.checkpoint.waits and !worker.isPressed(route);
+    }
+
+    /// The route's operations wait for space in a ring, or soon will.
+    fn isPressed(worker: *const Worker, route: *const Route) bool {
+        for (worker.served()) |each| {
+            const is_sole = each.publisher.header().sole_route == route.index;
+            const credit: u32 = ring.slot_count / 4 * @as(u32, if (is_sole) 3 else 1);
+            if (each.consumer.held_slots[route.index] >= credit / 2) return true;
+        }
+        return false;
     }
 
     const Durability = enum { as_configured, at_once };
@@ -885,7 +903,8 @@ pub const Worker = struct {
         }
         const bytes = buffer.group.commitBytes();
         const began_ns = os.monotonicNs();
-        const at_once = durability == .at_once or route.flushMode() == .each_group or route.sync_wanted or worker.isAwaited(route);
+        const asked = route.flushMode() == .each_group or route.sync_wanted or worker.isAwaited(route);
+        const at_once = durability == .at_once or (asked and !worker.isPressed(route));
         worker.logGroup(route, buffer, at_once) catch |err| {
             const errno = log_module.errnoOf(err);
             worker.logFailed(route, buffer, errno, @errorName(err));
@@ -906,11 +925,11 @@ pub const Worker = struct {
         state.counters.add(.commit_ns_total, ended_ns - began_ns);
         route.oldest_undurable_ns = @min(route.oldest_undurable_ns, buffer.oldest_ns);
         if (!route.log.hasUnsynced()) {
-            worker.becameDurable(route, ended_ns);
+            syncs_module.becameDurable(worker, route, ended_ns);
             worker.answerCommitted(route.index, 0);
         } else {
             if (route.unsynced_since_ns == 0) route.unsynced_since_ns = began_ns;
-            if (at_once) _ = worker.syncRoute(route);
+            if (durability == .at_once) _ = syncs_module.now(worker, route);
         }
         if (route.applying_last) |last| last.next = buffer else route.applying_first = buffer;
         route.applying_last = buffer;
@@ -923,32 +942,19 @@ pub const Worker = struct {
     fn logGroup(worker: *Worker, route: *Route, buffer: *Buffer, at_once: bool) log_module.CommitError!void {
         const log = route.log;
         const bytes = buffer.group.commitBytes();
-        if (log.hasUnsynced() and bytes > log.tailRoom()) {
-            try log.sync();
-            worker.becameDurable(route, os.monotonicNs());
-            worker.publishDurable(route);
+        const fits = bytes <= tails_module.tail_bytes;
+        // One durable write is faster than a write and a sync.
+        if (!log.hasUnsynced() and (at_once or !fits)) return log.commit(&buffer.group);
+        if (fits and !log.hasTail()) {
+            if (syncs_module.takeTail(worker)) |memory| log.lendTail(memory);
         }
-        if (!log.hasUnsynced()) {
-            // One durable write is faster than a write and a sync.
-            if (at_once or bytes > tails_module.tail_bytes) return log.commit(&buffer.group);
-            if (log.tailRoom() == 0) log.lendTail(worker.takeTail() orelse return log.commit(&buffer.group));
-        }
-        return log.write(&buffer.group);
+        if (bytes <= log.tailRoom()) return log.write(&buffer.group);
+        try log.sync();
+        syncs_module.becameDurable(worker, route, os.monotonicNs());
+        return log.commit(&buffer.group);
     }
 
-    /// null: all are lent, and the disk does not let go of any.
-    fn takeTail(worker: *Worker) ?tails_module.Memory {
-        if (worker.tails.take()) |memory| return memory;
-        var oldest: ?*Route = null;
-        for (worker.active[0..worker.active_count]) |route| {
-            if (route.unsynced_since_ns == 0 or route.failed_errno != 0) continue;
-            if (oldest == null or route.unsynced_since_ns < oldest.?.unsynced_since_ns) oldest = route;
-        }
-        if (!worker.syncRoute(oldest orelse return null)) return null;
-        return worker.tails.take();
-    }
-
-    fn isAwaited(worker: *const Worker, route: *const Route) bool {
+    pub fn isAwaited(worker: *const Worker, route: *const Route) bool {
         var awaiting = worker.awaiting_commit;
         while (awaiting) |request| : (awaiting = request.next) {
             if (request.routeIndex() == route.index) return true;
@@ -956,7 +962,7 @@ pub const Worker = struct {
         return false;
     }
 
-    fn isGated(worker: *const Worker, route: *const Route) bool {
+    pub fn isGated(worker: *const Worker, route: *const Route) bool {
         if (!worker.gated and worker.deferring_files == 0) return false;
         for (worker.served()) |each| {
             if (each.lines[route.index].limit() != Line.no_gate) return true;
@@ -964,88 +970,9 @@ pub const Worker = struct {
         return false;
     }
 
-    /// In this batch. A log that has failed is tried again from time to time instead.
-    fn syncIsWanted(worker: *const Worker, route: *const Route) bool {
-        return route.unsynced_since_ns != 0 and route.failed_errno == 0 and (route.sync_wanted or worker.isAwaited(route));
-    }
-
-    /// The records of routes whose time has come become durable.
-    fn syncDueRoutes(worker: *Worker) bool {
-        var any = false;
-        for (worker.active[0..worker.active_count]) |route| {
-            if (route.unsynced_since_ns == 0 or os.monotonicNs() < worker.syncDueNs(route)) continue;
-            _ = worker.syncRoute(route);
-            any = true;
-        }
-        return any;
-    }
-
-    fn syncDueNs(worker: *const Worker, route: *const Route) u64 {
-        assert(route.unsynced_since_ns != 0);
-        if (route.failed_errno != 0) return route.failed_at_ns + retry_interval_ns;
-        if (@atomicLoad(bool, &worker.state.stopping, .acquire)) return 0;
-        // Whatever keeps checkpoints from being made does not keep records from becoming durable.
-        const checkpoint_due_ns = route.unsynced_since_ns + worker.state.checkpoint_interval_ns;
-        return @min(route.flushMode().dueNs(route.unsynced_since_ns), checkpoint_due_ns);
-    }
-
-    /// All that is in the route's log is durable, and said to be; false: those who wait have been told why not.
-    fn syncRoute(worker: *Worker, route: *Route) bool {
-        const began_ns = os.monotonicNs();
-        route.log.sync() catch |err| {
-            worker.logSyncFailed(route, log_module.errnoOf(err), @errorName(err));
-            return false;
-        };
-        const ended_ns = os.monotonicNs();
-        worker.state.counters.add(.syncs_total, 1);
-        worker.state.counters.add(.sync_ns_total, ended_ns - began_ns);
-        worker.becameDurable(route, ended_ns);
-        // Who waits for what stands in a buffer is answered when that is in the log.
-        if (route.buffer == null) {
-            if (route.failed_errno != 0) worker.logRecovered(route);
-            worker.answerCommitted(route.index, 0);
-        }
-        worker.publishDurable(route);
-        // A sync that failed at first has taken another segment.
-        if (route.log.needsPreparation()) worker.state.wakeMaintenance();
-        return true;
-    }
-
-    /// Of what is published as logged, all.
-    fn publishDurable(worker: *Worker, route: *const Route) void {
-        assert(!route.log.hasUnsynced());
-        for (worker.served()) |each| {
-            const line = each.publisher.route(route.index);
-            publishPositions(each, route, line.logged, line.logged, line.applied);
-        }
-    }
-
-    fn becameDurable(worker: *Worker, route: *Route, now_ns: u64) void {
-        route.unsynced_since_ns = 0;
-        if (route.log.takeTailBack()) |memory| worker.tails.give(memory);
-        if (route.oldest_undurable_ns != Route.no_record) {
-            worker.state.counters.add(counters_module.ofAge(now_ns -| route.oldest_undurable_ns), 1);
-            route.oldest_undurable_ns = Route.no_record;
-        }
-    }
-
-    /// Not even another segment has taken what is not durable: it stays in memory, and is tried again.
-    fn logSyncFailed(worker: *Worker, route: *Route, errno: i32, name: []const u8) void {
-        const state = worker.state;
-        state.counters.add(.log_failures_total, 1);
-        if (route.failed_errno == 0) {
-            state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
-            worker.reportUndurable(route, errno, route.log.nextLsn());
-        }
-        route.failed_errno = errno;
-        route.failed_at_ns = os.monotonicNs();
-        worker.publishFailure(route, errno);
-        if (route.buffer == null) worker.answerCommitted(route.index, errno);
-    }
-
     /// To the files whose last record is in the log and not durable. (What a group holds that is not in the log is its
     /// buffer's to report.)
-    fn reportUndurable(worker: *Worker, route: *const Route, errno: i32, next_lsn: u64) void {
+    pub fn reportUndurable(worker: *Worker, route: *const Route, errno: i32, next_lsn: u64) void {
         for (worker.known_files.items) |file| {
             if (file.route != route.index or file.last_lsn >= next_lsn) continue;
             if (file.last_lsn > route.log.durableLsn()) reportFileError(file, errno);
@@ -1071,10 +998,18 @@ pub const Worker = struct {
             }
             worker.reportUndurable(route, errno, buffer.group.first_lsn);
         }
-        if (route.failed_errno == 0) state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
+        if (route.failed_errno == 0) worker.postLogFailed(route, errno, name);
+        for (buffer.files[0..buffer.file_count]) |file| reportFileError(file, errno);
+        worker.setFailed(route, errno);
+    }
+
+    pub fn postLogFailed(worker: *Worker, route: *const Route, errno: i32, name: []const u8) void {
+        worker.state.events.post(.@"error", "log_failed", .{ .route = route.name, .errno = errno, .@"error" = name, .errno_name = Failure.nameOf(errno) });
+    }
+
+    pub fn setFailed(worker: *Worker, route: *Route, errno: i32) void {
         route.failed_errno = errno;
         route.failed_at_ns = os.monotonicNs();
-        for (buffer.files[0..buffer.file_count]) |file| reportFileError(file, errno);
         worker.publishFailure(route, errno);
     }
 
@@ -1092,7 +1027,7 @@ pub const Worker = struct {
         return null;
     }
 
-    fn logRecovered(worker: *Worker, route: *Route) void {
+    pub fn logRecovered(worker: *Worker, route: *Route) void {
         route.failed_errno = 0;
         worker.publishFailure(route, 0);
         worker.state.events.post(.info, "log_recovered", .{ .route = route.name });
@@ -1123,6 +1058,7 @@ pub const Worker = struct {
             worker.errandDone(result.item, -result.value);
             any = true;
         }
+        if (worker.syncs.take(worker)) any = true;
         if (worker.applier.starved) {
             worker.applier.starved = false;
             for (worker.known_files.items) |file| worker.applier.start(file);
@@ -1352,7 +1288,7 @@ pub const Worker = struct {
     }
 
     /// Positions only ever move forward.
-    fn publishPositions(in: *ServedRing, route: *const Route, logged: u64, durable: u64, applied: u64) void {
+    pub fn publishPositions(in: *ServedRing, route: *const Route, logged: u64, durable: u64, applied: u64) void {
         const line = in.publisher.route(route.index);
         in.publisher.publish(route.index, @max(line.logged, logged), @max(line.durable, durable), @max(line.applied, applied));
     }
@@ -1427,6 +1363,7 @@ pub const Worker = struct {
                 .after_commit => {
                     link.* = request.next;
                     request.next = worker.awaiting_commit;
+                    request.commit_lsn = worker.lastTakenLsn(worker.state.route(request.routeIndex()));
                     worker.awaiting_commit = request;
                     any = true;
                 },
@@ -1683,10 +1620,19 @@ pub const Worker = struct {
         for (file.handle_list.items) |entry| @atomicStore(u32, &entry.state().file_handles, sharers, .seq_cst);
     }
 
-    fn answerCommitted(worker: *Worker, route_index: u32, errno: i32) void {
+    /// Of a record in the log, or in the group that goes there next.
+    fn lastTakenLsn(worker: *const Worker, route: *const Route) u64 {
+        _ = worker;
+        if (route.buffer) |buffer| if (!buffer.group.isEmpty()) return buffer.group.lastLsn();
+        return route.log.nextLsn() - 1;
+    }
+
+    /// Those whose records are durable; or, with an errno, all.
+    pub fn answerCommitted(worker: *Worker, route_index: u32, errno: i32) void {
+        const durable_lsn = worker.state.route(route_index).log.durableLsn();
         var link = &worker.awaiting_commit;
         while (link.*) |request| {
-            if (request.routeIndex() != route_index) {
+            if (request.routeIndex() != route_index or (errno == 0 and request.commit_lsn > durable_lsn)) {
                 link = &request.next;
                 continue;
             }
@@ -1763,7 +1709,12 @@ pub const Worker = struct {
         }
         const stopping = @atomicLoad(bool, &state.stopping, .acquire) and !job.cursor_failed;
         const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping or route.admission == .log_full;
+        job.waits = false;
         if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
+        if (route.buffer != null and route.failed_errno == 0) {
+            job.waits = true; // with the next tick: until then no group gathers in the ring
+            return;
+        }
         for (worker.served()) |each| {
             // A record that a ring still holds must stay in the log, or the next daemon would take it again.
             if (!each.recovery_over) return;
@@ -1774,9 +1725,8 @@ pub const Worker = struct {
         }
         if (route.buffer != null or route.replayed.items.len > 0) return; // the log does not take anything now
         // What is not durable is not covered, and a route may have nothing else that would make it so.
-        if (route.unsynced_since_ns != 0 and !worker.syncRoute(route)) return;
-        assert(route.applied_lsn <= route.log.durableLsn());
-        const lsn = @min(route.applied_lsn, worker.cursorLimit(route));
+        if (route.unsynced_since_ns != 0) route.sync_wanted = true;
+        const lsn = @min(route.applied_lsn, route.log.durableLsn(), worker.cursorLimit(route));
         if (lsn <= job.last_lsn) return;
         job.last_ns = now;
         job.lsn = lsn;
@@ -1881,7 +1831,7 @@ pub const Worker = struct {
         if (worker.isStuck() or worker.offers_open > 0) return false;
         for (0..worker.state.routeCount()) |index| {
             const route = worker.state.route(@intCast(index));
-            if (route.buffer != null or route.applying_first != null or route.unsynced_since_ns != 0) return false;
+            if (route.buffer != null or route.applying_first != null or route.sync.in_lane or route.log.hasUnsynced()) return false;
             const job = @atomicLoad(@TypeOf(route.checkpoint.state), &route.checkpoint.state, .acquire);
             if (job != .idle) return false;
             // What a target or the log itself does not take stays in the log, for the next start.
@@ -1913,7 +1863,7 @@ pub const Worker = struct {
         worker.setDoorbells(1);
         var busy = false;
         for (worker.served()) |each| busy = busy or (!each.lost and each.consumer.somethingToDo() and worker.buffers.free != null);
-        const results = worker.long_lanes.anyResult() or switch (worker.applier.engine) {
+        const results = worker.long_lanes.anyResult() or worker.syncs.lanes.anyResult() or switch (worker.applier.engine) {
             .lanes => |*lanes| lanes.anyResult(),
             .io_uring => false, // waited for together with the doorbells
         };
@@ -1923,7 +1873,7 @@ pub const Worker = struct {
             if (each.consumer.passed_count > 0) limit = sleep_ns_passed;
         }
         for (worker.active[0..worker.active_count]) |route| {
-            if (route.unsynced_since_ns != 0) limit = @min(limit, worker.syncDueNs(route) -| os.monotonicNs());
+            if (route.unsynced_since_ns != 0 and !route.sync.in_lane) limit = @min(limit, syncs_module.dueNs(worker, route) -| os.monotonicNs());
         }
         const release_due_ns = worker.releases.dueNs();
         if (release_due_ns != release.never) limit = @min(limit, release_due_ns -| os.monotonicNs());

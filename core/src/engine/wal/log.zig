@@ -536,6 +536,11 @@ pub const Log = struct {
         return null;
     }
 
+    /// Worker thread. Memory is lent that what is written next can be kept in.
+    pub fn hasTail(log: *const Log) bool {
+        return log.tail.memory.len > 0;
+    }
+
     /// Worker thread. Room for groups that are not synced; 0 where no memory is lent.
     pub fn tailRoom(log: *const Log) usize {
         return log.tail.memory.len - log.tail.bytes;
