@@ -245,7 +245,7 @@ fn register(use: *Use) i32 {
         @atomicStore(u32, &file.handle, new.handle, .monotonic);
         @atomicStore(u64, &file.file_id, new.file_id, .monotonic);
         @atomicStore(u32, &file.route, new.route, .monotonic);
-        @atomicStore(u32, @as(*u32, @ptrCast(&file.flags)), @bitCast(new.flags), .monotonic);
+        if (new.flags) |flags| @atomicStore(u32, @as(*u32, @ptrCast(&file.flags)), @bitCast(flags), .monotonic);
         @atomicStore(u32, &file.errors_seen, new.error_baseline, .monotonic);
         @atomicStore(u64, &inode.registered, @as(u64, new.sequence) << 32 | new.route, .release);
         @atomicStore(bool, &file.was_registered, true, .monotonic);
@@ -1307,8 +1307,11 @@ pub fn opened(fd: i32, flags: linux.O) i32 {
     var buffer: path_module.Buffer = undefined;
     const path = path_module.ofDescriptor(fd, &buffer) orelse return 0;
     const match = session.match(path) orelse return 0;
+    // Only what others have open is still theirs.
+    if (match.flags.retired and !isMarked(fd)) return 0;
     readSizeLimit();
-    if (status.links > 1) {
+    // Beside others that have it open through Elgate the daemon decides: all of them write it natively from then on.
+    if (status.links > 1 and !isMarked(fd)) {
         if (!observer) countFallback(fallback_reason_offset + @intFromEnum(Reason.linked));
         return 0;
     }

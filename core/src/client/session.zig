@@ -144,7 +144,7 @@ pub const Registration = struct {
     route: u32,
     handle: u32,
     file_id: u64,
-    flags: routes.Flags,
+    flags: ?routes.Flags,
     /// Value of HandleState.error_sequence that counts as reported.
     error_baseline: u32,
 };
@@ -893,13 +893,11 @@ pub const Session = struct {
         defer session.lock.release();
         if (session.state != .connected) return error.Lost;
         try session.refreshTable();
-        const entry = session.findRoute(name.text()) orelse {
-            refusal.* = .{ .reason = .not_on_a_route, .errno = 0 };
-            return error.Refused;
-        };
-        const flags = entry.flags;
+        const entry = session.findRoute(name.text());
+        const matched_flags = if (entry) |known| known.flags else null;
         var request = std.mem.zeroes(control.RegisterFile);
-        request.route = entry.route;
+        // A daemon that knows the file may take it back though its route is gone from the configuration.
+        request.route = if (entry) |known| known.route else control.no_route;
         const answer = try session.exchange(control.RegisterFile, &request, .register_file, &.{fd}, control.FileRegistered, .file_registered, &.{}, refusal);
         if (answer.handle >= positions.handles_max or answer.route >= positions.routes_max) {
             session.drop();
@@ -916,7 +914,7 @@ pub const Session = struct {
             .route = answer.route,
             .handle = answer.handle,
             .file_id = answer.file_id,
-            .flags = flags,
+            .flags = session.flagsOf(answer.route) orelse matched_flags,
             .error_baseline = if (clean) error_sequence else error_sequence -% 1,
         };
     }
@@ -1002,6 +1000,15 @@ pub const Session = struct {
         for (0..table.header().count) |index| {
             const entry = table.entry(@intCast(index));
             if (std.mem.eql(u8, table.name(entry), name)) return entry;
+        }
+        return null;
+    }
+
+    fn flagsOf(session: *Session, route: u32) ?routes.Flags {
+        const table = session.table orelse return null;
+        for (0..table.header().count) |index| {
+            const entry = table.entry(@intCast(index));
+            if (entry.route == route) return entry.flags;
         }
         return null;
     }
@@ -1178,6 +1185,7 @@ pub fn refusalName(refusal: Refusal) []const u8 {
         .wrong_user => "this user may not use it",
         .stopping => "it is stopping",
         .target_failed => "the file system refused to mark or sync the file",
+        .no_name => "the file has no name any more",
         _ => "for a reason that this client does not know",
     };
 }

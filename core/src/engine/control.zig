@@ -83,6 +83,8 @@ pub const Control = struct {
     routes_fd: i32 = -1,
     table: routes.Table = undefined,
     table_memory: []align(8) u8 = &.{},
+    /// Routes that may have entries there though they are gone from the configuration.
+    retired_routes: std.StaticBitSet(positions.routes_max) = .initEmpty(),
     stopped: bool = false,
     spare_fd: i32,
 
@@ -680,14 +682,33 @@ pub const Control = struct {
                 return self.refuse(session, sequence, .stopping, 0);
             }
             if (session.ring.?.handle_used.count() == positions.handles_max) break :refusal .limit_reached;
-            const found = self.fileFor(session, sequence, client_fd, &errno) catch |err| break :refusal refusalOf(err, errno);
-            return if (found) |file| self.giveHandle(session, sequence, client_fd, file) else self.suspendReading(session);
+            const found = self.fileFor(session, sequence, client_fd, &errno) catch |err| {
+                const refusal = refusalOf(err, errno);
+                const file = self.knownBehind(client_fd, refusal) orelse break :refusal refusal;
+                // Others have it open, or had just now: nobody writes it natively beside what is on its way from them.
+                self.ask(session, .{ .kind = .fence_unfit, .session = session.id, .sequence = sequence, .file = file, .client_fd = client_fd, .refusal = refusal }) catch break :refusal .limit_reached;
+                file.questions += 1;
+                return self.suspendReading(session);
+            };
+            return if (found) |file| self.giveHandle(session, sequence, client_fd, file, null) else self.suspendReading(session);
         };
         self.refuseFile(session, sequence, client_fd, refusal, errno);
     }
 
-    /// Once the worker agrees.
-    fn giveHandle(self: *Control, session: *Session, sequence: u32, client_fd: i32, file: *File) void {
+    /// The file that a descriptor would have been taken for, had it not become unfit meanwhile.
+    fn knownBehind(self: *const Control, client_fd: i32, refusal: control.Refusal) ?*File {
+        switch (refusal) {
+            .no_name, .several_links, .not_on_a_route, .cannot_reopen => {},
+            else => return null,
+        }
+        return switch (os.statOf(client_fd)) {
+            .stat => |stat| self.registry.get(.{ .device = stat.device, .inode = stat.inode }),
+            .errno => null,
+        };
+    }
+
+    /// Once the worker agrees. `unfit`: it has been fenced for that, and is native from here on.
+    fn giveHandle(self: *Control, session: *Session, sequence: u32, client_fd: i32, file: *File, unfit: ?control.Refusal) void {
         const its = session.ring.?;
         const handle = takeHandle(its) orelse return self.refuseFile(session, sequence, client_fd, .limit_reached, 0);
         session.handles.append(self.state.allocator, .{ .index = handle, .file = file }) catch {
@@ -697,7 +718,7 @@ pub const Control = struct {
         if (file.handles == 0) self.idle_files -= 1;
         file.handles += 1;
         os.close(client_fd); // before the worker needs a descriptor
-        self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle }) catch {
+        self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle, .refusal = unfit }) catch {
             _ = session.handles.pop();
             file.handles -= 1;
             if (file.handles == 0) self.idle_files += 1;
@@ -712,8 +733,9 @@ pub const Control = struct {
         if (isLimit(errno)) return .limit_reached;
         return switch (err) {
             error.NotRegular => .not_a_regular_file,
-            error.SeveralLinks => .several_links,
             error.NotWritable => .not_open_for_writing,
+            error.NoName => .no_name,
+            error.SeveralLinks => .several_links,
             error.NoPath, error.NotOnARoute => .not_on_a_route,
             error.CannotReopen => .cannot_reopen,
             error.NoAttribute => .no_attribute,
@@ -762,6 +784,7 @@ pub const Control = struct {
             .NFILE => "the host is out of file descriptors: raise fs.file-max",
             .NOMEM => "the daemon is out of memory",
             else => switch (refusal) {
+                .no_name => "a file that was removed cannot be found after a crash",
                 .several_links => "a file with several names cannot be told apart after a crash",
                 .no_attribute => "its file system, or what is set on it, takes no attribute user.elgate",
                 .cannot_reopen => "the daemon's user must be able to open it for writing by its path",
@@ -915,9 +938,11 @@ pub const Control = struct {
         const identity = &marking.job.identity;
         const fd = try files.reopen(client_fd, identity, errno);
         errdefer os.close(fd);
-        const entry = self.table.match(identity.pathText()) orelse return error.NotOnARoute;
         const key = InodeKey{ .device = identity.blob.device, .inode = identity.blob.inode };
+        // It stays on its route until nothing in that one's log is for it any more, whatever the routes are by now; but not
+        // where clients know nothing of that route.
         if (self.registry.get(key)) |file| {
+            if (!self.isListed(file.route)) return error.NotOnARoute;
             if (!file.open_for_writing) {
                 // It was kept open for reading only, or by replay: write to it through the new description.
                 if (os.check(linux.dup3(fd, file.fd, @bitCast(linux.O{ .CLOEXEC = true }))) == .errno) return error.CannotReopen;
@@ -927,6 +952,8 @@ pub const Control = struct {
             allocator.destroy(marking);
             return file;
         }
+        const entry = self.table.match(identity.pathText()) orelse return error.NotOnARoute;
+        if (entry.flags.retired) return error.NotOnARoute;
         const place = try self.marking.getOrPut(allocator, key);
         if (place.found_existing) {
             try place.value_ptr.*.waiting.append(allocator, .{ .session = session, .sequence = sequence, .client_fd = client_fd });
@@ -974,6 +1001,7 @@ pub const Control = struct {
             if (job.fd >= 0) os.close(job.fd);
             _ = self.marking.remove(marking.key);
             self.endMarking(marking, .done);
+            if (job.kind == .mark) self.endRetired(job.route);
             marking.waiting.deinit(self.state.allocator);
             self.state.allocator.destroy(marking);
         }
@@ -1019,7 +1047,7 @@ pub const Control = struct {
             if (marking.job.failed) |err| {
                 self.refuseFile(session, waiting.sequence, waiting.client_fd, refusalOf(err, marking.job.errno), marking.job.errno);
             } else if (self.registry.get(marking.key)) |file| {
-                self.giveHandle(session, waiting.sequence, waiting.client_fd, file);
+                self.giveHandle(session, waiting.sequence, waiting.client_fd, file, null);
             } else self.registerFile(session, waiting.sequence, waiting.client_fd);
         }
     }
@@ -1123,7 +1151,7 @@ pub const Control = struct {
                 const file = request.file.?;
                 if (request.errno != 0) {
                     self.dropHandle(session, request.handle, true);
-                    if (!session.closed) self.refuse(session, request.sequence, .log_failed, request.errno);
+                    if (!session.closed) self.refuse(session, request.sequence, request.refusal orelse .log_failed, request.errno);
                 } else {
                     state.counters.add(.files_registered_total, 1);
                     if (request.native and !session.closed) closeForWriting(file);
@@ -1149,6 +1177,21 @@ pub const Control = struct {
                     if (request.errno != 0) {
                         self.refuse(session, request.sequence, .log_failed, request.errno);
                     } else self.reply(session, .file_fenced, request.sequence, control.Done{ .header = undefined }, &.{});
+                }
+            },
+            .fence_unfit => {
+                const file = request.file.?;
+                file.questions -= 1;
+                var path: [4096]u8 = undefined;
+                state.events.post(.info, "file_went_native", .{ .session = session.id, .path = nameOf(file, &path), .reason = @tagName(request.refusal.?), .errno = request.errno });
+                if (session.closed) {
+                    os.close(request.client_fd);
+                } else if (request.errno != 0) {
+                    self.refuseFile(session, request.sequence, request.client_fd, .log_failed, request.errno);
+                } else {
+                    // So that it stays native until this one has closed it too.
+                    self.resumeReading(session);
+                    return self.giveHandle(session, request.sequence, request.client_fd, file, request.refusal);
                 }
             },
             .drain => {
@@ -1203,7 +1246,9 @@ pub const Control = struct {
         self.idle_files -= 1;
         self.takeMarkOff(keyOf(file), file.fd);
         self.state.counters.subtract(.files_open, 1);
+        const route = file.route;
         destroyFile(self.state, file);
+        self.endRetired(route);
     }
 
     fn destroyFile(state: *State, file: *File) void {
@@ -1216,32 +1261,94 @@ pub const Control = struct {
 
     // ---- routes -------------------------------------------------------------------------------------
 
-    /// Makes the table that clients get from now on: `order` is the configuration's (first match wins).
-    /// With `mutex` held, or before `run`.
+    fn isListed(self: *const Control, route: u32) bool {
+        for (0..self.table.header().count) |index| if (self.table.entry(@intCast(index)).route == route) return true;
+        return false;
+    }
+
+    const Listed = struct { route: *Route, flags: routes.Flags, pattern: []const u8 };
+    const List = std.ArrayListUnmanaged(Listed);
+
+    /// Makes the table that clients get from now on: `order` is the configuration's (first match wins), and behind it what
+    /// is gone from that, as long as it has files. With `mutex` held, or before `run`.
     pub fn publishRoutes(self: *Control, order: []const *Route, failure: *Failure) error{Failed}!void {
+        var list = List.empty;
+        defer list.deinit(self.state.allocator);
+        for (order) |route| list.append(self.state.allocator, .{ .route = route, .flags = route.flags, .pattern = route.pattern }) catch return outOfMemory(order.len, failure);
+        self.listRetired(&list, order.len) catch return outOfMemory(order.len, failure);
+        return self.publish(list.items, failure);
+    }
+
+    /// Adds what the present table has, and the new one would not.
+    fn listRetired(self: *Control, list: *List, kept: usize) error{OutOfMemory}!void {
+        if (self.table_memory.len == 0) return;
+        for (0..self.table.header().count) |index| {
+            const entry = self.table.entry(@intCast(index));
+            const pattern = self.table.pattern(entry);
+            const stays = for (list.items[0..kept]) |other| {
+                if (other.route.index == entry.route and std.mem.eql(u8, other.pattern, pattern)) break true;
+            } else false;
+            if (stays or !self.hasFiles(entry.route)) continue;
+            var flags = entry.flags;
+            flags.retired = true;
+            try list.append(self.state.allocator, .{ .route = self.state.route(entry.route), .flags = flags, .pattern = pattern });
+            self.retired_routes.set(entry.route);
+        }
+    }
+
+    fn hasFiles(self: *const Control, route: u32) bool {
+        var known = self.registry.valueIterator();
+        while (known.next()) |file| if (file.*.route == route) return true;
+        var marking = self.marking.valueIterator();
+        while (marking.next()) |each| if (each.*.job.kind == .mark and each.*.job.route == route) return true;
+        return false;
+    }
+
+    /// The last file of a route that is gone from the configuration has gone: so do its entries.
+    fn endRetired(self: *Control, route: u32) void {
+        if (!self.retired_routes.isSet(route) or self.hasFiles(route)) return;
+        var list = List.empty;
+        defer list.deinit(self.state.allocator);
+        for (0..self.table.header().count) |index| {
+            const entry = self.table.entry(@intCast(index));
+            if (entry.flags.retired and entry.route == route) continue;
+            list.append(self.state.allocator, .{ .route = self.state.route(entry.route), .flags = entry.flags, .pattern = self.table.pattern(entry) }) catch return;
+        }
+        var failure = Failure{};
+        self.publish(list.items, &failure) catch return; // with the next reload
+        self.retired_routes.unset(route);
+    }
+
+    fn outOfMemory(count: usize, failure: *Failure) error{Failed} {
+        failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for the table of {d} routes", .{count}) catch return error.Failed;
+    }
+
+    fn publish(self: *Control, list: []const Listed, failure: *Failure) error{Failed}!void {
         const allocator = self.state.allocator;
-        var total: usize = @sizeOf(routes.TableHeader) + order.len * @sizeOf(routes.Entry);
-        for (order) |route| total += route.pattern.len + route.name.len;
-        const memory = allocator.alignedAlloc(u8, .@"8", total) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for the table of {d} routes", .{order.len});
+        var total: usize = @sizeOf(routes.TableHeader) + list.len * @sizeOf(routes.Entry);
+        for (list) |each| total += each.pattern.len + each.route.name.len;
+        if (total > routes.table_bytes_max) return failure.set(@intFromEnum(linux.E.@"2BIG"), "the table of routes would have {d} bytes, more than {d}, with those that are gone and have files open: close these, or restart the daemon", .{ total, routes.table_bytes_max });
+        const memory = allocator.alignedAlloc(u8, .@"8", total) catch return outOfMemory(list.len, failure);
         errdefer allocator.free(memory);
         const header: *routes.TableHeader = @ptrCast(memory.ptr);
         const generation = self.routes_generation +% 1;
-        header.* = .{ .magic = routes.magic, .version = routes.version, .count = @intCast(order.len), .generation = generation, .reserved = 0, .total_bytes = total };
+        header.* = .{ .magic = routes.magic, .version = routes.version, .count = @intCast(list.len), .generation = generation, .reserved = 0, .total_bytes = total };
         const entries: [*]routes.Entry = @ptrCast(memory.ptr + @sizeOf(routes.TableHeader));
-        var at: u32 = @intCast(@sizeOf(routes.TableHeader) + order.len * @sizeOf(routes.Entry));
-        for (order, 0..) |route, i| {
+        var at: u32 = @intCast(@sizeOf(routes.TableHeader) + list.len * @sizeOf(routes.Entry));
+        for (list, 0..) |each, i| {
+            const name = each.route.name;
             entries[i] = .{
-                .route = route.index,
-                .flags = route.flags,
+                .route = each.route.index,
+                .flags = each.flags,
                 .pattern_offset = at,
-                .pattern_length = @intCast(route.pattern.len),
-                .name_offset = at + @as(u32, @intCast(route.pattern.len)),
-                .name_length = @intCast(route.name.len),
+                .pattern_length = @intCast(each.pattern.len),
+                .name_offset = at + @as(u32, @intCast(each.pattern.len)),
+                .name_length = @intCast(name.len),
                 .reserved = 0,
             };
-            @memcpy(memory[at..][0..route.pattern.len], route.pattern);
-            @memcpy(memory[at + route.pattern.len ..][0..route.name.len], route.name);
-            at += @intCast(route.pattern.len + route.name.len);
+            @memcpy(memory[at..][0..each.pattern.len], each.pattern);
+            @memcpy(memory[at + each.pattern.len ..][0..name.len], name);
+            at += @intCast(each.pattern.len + name.len);
         }
         const fd = switch (os.descriptor(linux.memfd_create("elgate-routes", linux.MFD.CLOEXEC | linux.MFD.ALLOW_SEALING))) {
             .fd => |fd| fd,

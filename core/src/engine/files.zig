@@ -195,7 +195,7 @@ pub fn closeDescriptors(file: *const File) void {
 }
 
 /// Why a descriptor is not taken, in the terms of control.Refusal.
-pub const Unfit = error{ NotRegular, SeveralLinks, NotWritable, NoPath, CannotReopen };
+pub const Unfit = error{ NotRegular, NotWritable, NoName, SeveralLinks, NoPath, CannotReopen };
 
 /// Looks at a client's descriptor and opens the same inode again with the daemon's own rights, by its path, as
 /// replay will. `errno_out`: why, where the system said.
@@ -208,12 +208,13 @@ pub fn reopen(client_fd: i32, identity: *Identity, errno_out: *i32) Unfit!i32 {
         },
     };
     if (!stat.isRegular()) return error.NotRegular;
-    if (stat.links != 1) return error.SeveralLinks;
     const flags = os.check(linux.fcntl(client_fd, linux.F.GETFL, 0)).ok() orelse return error.NotWritable;
     const access = flags & 3; // O_ACCMODE
     if (access != 1 and access != 2) return error.NotWritable;
     const o_path = 0o10000000;
     if (flags & o_path != 0) return error.NotWritable;
+    if (stat.links == 0) return error.NoName;
+    if (stat.links > 1) return error.SeveralLinks;
     const path = os.pathOf(client_fd, &identity.path) orelse return error.NoPath;
     const fd = try openSame(path, stat.device, stat.inode, .WRONLY, errno_out);
     identity.blob = describe(fd, stat, @intCast(path.len));

@@ -2,6 +2,7 @@
 //! to the worker through its mailbox, and comes back through the control thread's.
 
 const std = @import("std");
+const control = @import("../format/control.zig");
 const File = @import("files.zig").File;
 const ServedRing = @import("served_ring.zig").ServedRing;
 const rings_max = @import("served_ring.zig").rings_max;
@@ -35,6 +36,9 @@ pub const Request = struct {
     commit_lsn: u64 = 0,
     /// A change of a name. The control thread's to free.
     change: ?*names.Change = null,
+    /// Of a file that may not be taken as it is now: why; and the descriptor of the client that asks for it.
+    refusal: ?control.Refusal = null,
+    client_fd: i32 = -1,
     /// Reason of a fence, for the event.
     reason: u32 = 0,
     /// 0, or why it failed.
@@ -54,6 +58,8 @@ pub const Request = struct {
         fence,
         /// The worker's own: the same, because somebody who does not go through Elgate appends to the file.
         fence_stray,
+        /// The same, because somebody asks for the file who cannot have it routed.
+        fence_unfit,
         /// Answer when what stands in the rings for a file now is in it.
         drain,
         /// Log that a file is about to get another name, or to lose its own; or (`moved_below`) all that are known of a

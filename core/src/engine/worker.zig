@@ -1404,6 +1404,13 @@ pub const Worker = struct {
                 // Who is alone with a file counts on it that nothing of anybody else's is on its way there, be it what an
                 // earlier daemon has accepted.
                 if (file.handle_list.items.len == 0 and !worker.isAtRest(file)) return .later;
+                if (request.refusal != null and file.native != .native) {
+                    if (file.handle_list.items.len > 0 or file.last_lsn > file.fence_lsn) {
+                        request.errno = @intFromEnum(linux.E.STALE); // somebody else has had it since it was fenced
+                        return .answered;
+                    }
+                    file.native = .native;
+                }
                 if (!worker.knowFile(file) or !worker.openHandle(file, request)) {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
@@ -1428,6 +1435,12 @@ pub const Worker = struct {
                 return .answered;
             },
             .fence, .fence_stray => return worker.serveFence(request),
+            .fence_unfit => {
+                if (!request.begun and request.file.?.native == .native) return .answered;
+                if (worker.knowFile(request.file.?)) return worker.serveFence(request);
+                request.errno = @intFromEnum(linux.E.NOMEM);
+                return .answered;
+            },
             .drain => {
                 const file = request.file.?;
                 if (!request.begun) {
@@ -1639,7 +1652,7 @@ pub const Worker = struct {
             link.* = request.next;
             request.errno = errno;
             switch (request.kind) {
-                .fence, .fence_stray => _ = decideFence(request.file.?, request, errno),
+                .fence, .fence_stray, .fence_unfit => _ = decideFence(request.file.?, request, errno),
                 .removed => if (request.begun) {
                     _ = decideFence(request.file.?, request, errno);
                 },

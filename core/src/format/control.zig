@@ -98,9 +98,11 @@ pub const ThreadAttached = extern struct {
     reserved: u32,
 };
 
+pub const no_route: u32 = std.math.maxInt(u32);
+
 pub const RegisterFile = extern struct {
     header: MessageHeader,
-    /// The route that the client matched; the daemon matches again and refuses where it finds another.
+    /// The route that the client has matched, or `no_route`. For people: the daemon matches again.
     route: u32,
     reserved: u32,
 };
@@ -183,6 +185,8 @@ pub const Refusal = enum(u32) {
     stopping = 14,
     /// The file system refused what must be done before a file is taken (marking and syncing it): errno says why.
     target_failed = 15,
+    /// A file without a name cannot be found at replay.
+    no_name = 16,
     _,
 };
 

@@ -34,7 +34,9 @@ pub const Flags = packed struct(u32) {
     on_full_error: bool = false,
     /// flush: interval or none. Records become durable late or never by themselves: an fsync must be a barrier.
     durable_when_asked: bool = false,
-    reserved: u28 = 0,
+    /// Gone from the configuration while some of its files are open: it takes no others. Behind all that are not.
+    retired: bool = false,
+    reserved: u27 = 0,
 };
 
 pub const Entry = extern struct {
