@@ -4,7 +4,7 @@
 //! somebody comes out of turn at most so many times (delay-bounded scheduling: Emmi, Qadeer and Rakamarić, POPL 2011;
 //! most faults need few). A program:
 //!
-//!     zig run -lc -OReleaseSafe -Icore/include core/src/ring_model.zig -- [interruptions]
+//!     zig run -lc -fllvm -Icore/include core/src/ring_model.zig -- [interruptions]
 //!
 //! What is asserted: whoever copies owns all slots that he copies into; the worker takes only whole records, each once,
 //! each producer's in order; what was committed is taken, whoever dies; nobody waits for ever.
