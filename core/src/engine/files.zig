@@ -82,6 +82,8 @@ pub const File = struct {
     stray_fence: bool = false,
     /// Of its file system, where the disk engine has lanes.
     lane: ?*Lane = null,
+    /// Its lane's: bytes written since its disk was last told to begin with them.
+    unsent_bytes: u64 = 0,
     /// For what takes longer than a write: checkpoints' syncs, and writing it again from the log.
     long_lane: ?*Lane = null,
     errand: enum { sync, release, rewrite } = .sync,

@@ -13,7 +13,7 @@ const Group = log_module.Group;
 const path = "wal/orders";
 const quarantine_path = path ++ "/quarantine";
 const segment_bytes = 64 * 1024;
-const options = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 16 * 1024 };
+const options = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 16 * 1024, .zero_ahead_bytes = 64 * 1024 };
 const length_bytes = 700;
 const records_per_group = 4;
 
@@ -420,7 +420,7 @@ test "on a full disk the log goes on in what was only kept" {
     var scene: Scene = undefined;
     try scene.init(1);
     defer scene.deinit();
-    _ = try scene.openWith(.{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 16 * 1024, .age_max_ns = std.math.maxInt(u64) });
+    _ = try scene.openWith(.{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 16 * 1024, .zero_ahead_bytes = 64 * 1024, .age_max_ns = std.math.maxInt(u64) });
     const log = scene.log.?;
     for (0..80) |_| {
         try scene.commit();

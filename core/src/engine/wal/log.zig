@@ -66,9 +66,12 @@ pub const Options = struct {
     age_max_ns: u64 = 0,
     /// Around the page cache, where the directory's file system supports it.
     direct: bool = true,
-    /// Zero-writing goes in pieces of this size, a multiple of 4096 up to zero_bytes_max; a route's first segment has
-    /// one of them when it is put to use.
+    /// Zero-writing goes in pieces of this size, a multiple of 4096 up to zero_bytes_max; a fresh segment has one of them
+    /// when it is put to use. Small ones: each stands in the way of a commit.
     zero_bytes: u32 = zero_bytes_max,
+    /// So far it is kept ahead of what is written, in the current segment and, from its beginning, in the next: at the speed
+    /// of the log, not of the disk, which others use too.
+    zero_ahead_bytes: u32 = 8 << 20,
     /// Where `open` says in words why it failed.
     explanation: ?*Explanation = null,
 };
@@ -139,8 +142,8 @@ pub const segment_suffix = ".wal";
 /// A segment that has not been put to use yet, or was not when its name was last looked at.
 pub const spare_prefix = "spare-";
 
-pub const zero_bytes_max = 1 << 20;
-/// Never written (and in .bss, unlike a constant, which would make the library a megabyte larger).
+pub const zero_bytes_max = 256 << 10;
+/// Never written (and in .bss, unlike a constant, which would make the library that much larger).
 var zeros: [zero_bytes_max]u8 align(wal.block_size) = @splat(0);
 
 const rings_per_segment_max = 64;
@@ -309,7 +312,7 @@ pub const Log = struct {
     added: std.atomic.Value(?*Segment),
     /// A segment was put to use in this life: there will be need for a next one.
     in_use: std.atomic.Value(bool),
-    /// The current segment is not zero-written to its end, and maintenance has not begun with it.
+    /// The current segment is to be zero-written further ahead, and maintenance has not begun with it.
     zeroing_wanted: std.atomic.Value(bool),
     /// See `hurry`.
     closing: std.atomic.Value(bool),
@@ -679,6 +682,7 @@ pub const Log = struct {
         try log.storage.write(segment.file.?, vectors[first..end], segment.write_offset, true);
         if (!mutant.is(.tail_voided_first)) try log.putInForce(segment);
         segment.write_offset += bytes;
+        log.wantZeros(segment);
         if (behind) |group| log.logged_lsn = group.lastLsn();
         log.becameDurable(segment, log.logged_lsn);
         log.tail.bytes = 0;
@@ -789,7 +793,7 @@ pub const Log = struct {
             segment.zero_failed = true;
             segment.write_failed.store(true, .release);
         }
-        try log.storage.write(segment.file.?, &.{zeros[0..count]}, start, durable);
+        try log.storage.write(segment.file.?, &.{zeros[0..count]}, start, durable or start + count == segment.groupsEnd());
         segment.zeroed_bytes.store(start + count, .release);
     }
 
@@ -839,6 +843,7 @@ pub const Log = struct {
 
     fn wrote(log: *Log, segment: *Segment, group: *const Group) void {
         segment.write_offset += group.commitBytes();
+        log.wantZeros(segment);
         var records = group.records();
         while (records.next()) |slot| segment.noteRing(slot.header.ring_uuid, slot.header.position);
         log.logged_lsn = group.lastLsn();
@@ -872,7 +877,8 @@ pub const Log = struct {
         segment.next = log.added.load(.monotonic);
         while (log.added.cmpxchgWeak(segment.next, segment, .release, .monotonic)) |seen| segment.next = seen;
         log.current.store(segment, .release);
-        log.zeroing_wanted.store(segment.zeroed_bytes.load(.monotonic) < segment.groupsEnd(), .release);
+        log.zeroing_wanted.store(false, .monotonic);
+        log.wantZeros(segment);
         log.preparation_failed.store(false, .monotonic);
         log.no_room.store(false, .monotonic);
         log.in_use.store(true, .release);
@@ -1033,7 +1039,7 @@ pub const Log = struct {
         return log.spare.load(.monotonic) == null or log.zeroing_wanted.load(.monotonic);
     }
 
-    /// Maintenance thread, ahead of need: zero-writes the rest of the current segment, gets the next one ready,
+    /// Maintenance thread, ahead of need: zero-writes the current segment further ahead, gets the next one ready,
     /// gives retired ones their final name and header. LogFull where there may be no further segment now. After an
     /// error the call can be repeated.
     pub fn prepareNextSegment(log: *Log) CommitError!void {
@@ -1047,16 +1053,17 @@ pub const Log = struct {
             log.preparation_failed.store(true, .monotonic);
             log.no_room.store(err == error.LogFull or err == error.NoSpace or err == error.QuotaExceeded, .monotonic);
         }
-        if (log.current.load(.acquire)) |segment| {
-            // Where it fails the segment ends there, which the worker finds by itself.
-            if (log.zeroing_wanted.swap(false, .acquire)) log.zeroRest(segment) catch {};
-        }
+        const zeros_wanted = log.zeroing_wanted.swap(false, .acquire);
+        const current = log.current.load(.acquire);
+        // Where it fails the segment ends there, which the worker finds by itself.
+        if (zeros_wanted) if (current) |segment| log.zeroAhead(segment, segment) catch {};
         if (log.in_use.load(.acquire) and log.spare.load(.monotonic) == null) {
             const prepared = try log.prepareOne();
             const before = log.spare.swap(prepared, .release);
             assert(before == null);
             log.no_room.store(false, .monotonic);
         }
+        if (zeros_wanted) if (current) |segment| if (log.spare.load(.monotonic)) |spare| log.zeroAhead(spare, segment) catch {};
         try log.tidySegments();
     }
 
@@ -1065,7 +1072,7 @@ pub const Log = struct {
             log.reserve = null;
             return segment;
         }
-        return log.createSegment(log.options.segment_bytes, std.math.maxInt(u64), .within_limit) catch |err| switch (err) {
+        return log.createSegment(log.options.segment_bytes, log.options.zero_bytes, .within_limit) catch |err| switch (err) {
             // What is only kept has its blocks already.
             error.NoSpace, error.QuotaExceeded => log.history.recycleOldest(log) orelse err,
             else => err,
@@ -1073,12 +1080,26 @@ pub const Log = struct {
     }
 
     /// The worker may retire the segment meanwhile; it stays until maintenance removes it.
-    fn zeroRest(log: *Log, segment: *Segment) storage_module.Error!void {
+    fn zeroAhead(log: *Log, segment: *Segment, current: *const Segment) storage_module.Error!void {
         while (!segment.retired.load(.acquire) and !log.closing.load(.monotonic)) {
+            const written_end = current.written_end.load(.monotonic);
+            // While it is written to, few times: writes of groups wait for these. The next one little by little.
+            const goal = if (segment == current) 2 * written_end + log.options.zero_ahead_bytes else written_end + log.options.zero_ahead_bytes;
             const zeroed = segment.zeroed_bytes.load(.monotonic);
-            if (zeroed >= segment.groupsEnd()) return;
-            try log.zeroNext(segment, zeroed + 1, true);
+            if (zeroed >= @min(goal, segment.groupsEnd())) return;
+            try log.zeroNext(segment, zeroed + 1, segment == current);
         }
+    }
+
+    /// Worker thread. Much of what was zero-written ahead is used up: in the current segment; or in the next one, which is to
+    /// be ready when this one is full.
+    fn wantZeros(log: *Log, current: *const Segment) void {
+        const ahead = log.options.zero_ahead_bytes;
+        var wanted = current.zeroed_bytes.load(.monotonic) < @min(current.write_offset + ahead / 2, current.groupsEnd());
+        if (log.spare.load(.acquire)) |spare| {
+            wanted = wanted or spare.zeroed_bytes.load(.monotonic) < @min(current.write_offset + ahead / 8 * 7, spare.groupsEnd());
+        }
+        if (wanted) log.zeroing_wanted.store(true, .release);
     }
 
     /// Moves what the worker has put to use to maintenance's own list.

@@ -449,7 +449,7 @@ test "the worker commits while maintenance zero-writes, prepares, checkpoints an
     try bench.init();
     defer bench.deinit();
     // Pieces so small that the worker overtakes.
-    const with = log_module.Options{ .segment_bytes = 1 << 20, .log_bytes_max = 16 << 20, .zero_bytes = 16 * 1024 };
+    const with = log_module.Options{ .segment_bytes = 1 << 20, .log_bytes_max = 16 << 20, .zero_bytes = 16 * 1024, .zero_ahead_bytes = 64 * 1024 };
     const log = try bench.reopen(with, 1, 0);
 
     const Maintenance = struct {

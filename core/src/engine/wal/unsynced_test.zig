@@ -21,7 +21,7 @@ const testing = std.testing;
 const path = "wal/orders";
 const segment_bytes = 64 * 1024;
 const tail_bytes = 40 * 1024;
-const options = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 8 * 1024 };
+const options = log_module.Options{ .segment_bytes = segment_bytes, .log_bytes_max = 1 << 30, .zero_bytes = 8 * 1024, .zero_ahead_bytes = 16 * 1024 };
 
 const Violation = error{
     /// Durable (or, where only the daemon died, logged), and not delivered.
