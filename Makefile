@@ -52,7 +52,7 @@ $(VENV)/.native: $(VENV)/.compiler $(NATIVE_SOURCES)
 
 # The hook would compile what the rule above compiles.
 $(VENV)/.installed: $(VENV)/.compiler
-	HATCH_BUILD_NO_HOOKS=true $(PIP_INSTALL) --no-build-isolation --editable '.[daemon,test]'
+	HATCH_BUILD_NO_HOOKS=true $(PIP_INSTALL) --no-build-isolation --editable '.[develop]'
 	touch $@
 
 demo: build

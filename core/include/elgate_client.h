@@ -49,6 +49,7 @@ struct elgate_client_status {
     uint64_t full_ring_waits;
     uint64_t late_wakes;
     uint64_t last_fallback_reason;   /* control.Refusal, or 100 + ELGATE_REASON_* */
+    uint64_t test_stub;              /* 1: the daemon is the test stub: nothing is durable */
 };
 
 /* Connects to the daemon: ELGATE_SOCKET, else $XDG_RUNTIME_DIR/elgate/control.sock, else

@@ -57,6 +57,7 @@ struct elgate_engine_config {
     /* NULL, or called in elgate_engine_start, by the same thread, about once a second while the replay of a route's
      * log takes more than 2 s: bytes read of it, and to be read, in all passes over it. */
     void (*progress)(const char *route, uint64_t done_bytes, uint64_t total_bytes);
+    const char *stub_path;           /* not NULL: the test stub, with its table there (see elgate_stub_open) */
 };
 
 struct elgate_engine;
@@ -87,6 +88,92 @@ int elgate_engine_next_event(struct elgate_engine *engine, char *buffer, size_t 
 uint32_t elgate_engine_counter_count(void);
 const char *elgate_engine_counter_name(uint32_t index);
 int elgate_engine_counters(struct elgate_engine *engine, uint64_t *values, uint32_t count);
+
+/* The test stub, from the side of the test: its table is a file that outlives the daemon. A table is one thread's. */
+struct elgate_stub;
+
+/* What stands in elgate_stub_operation.kind. 1 and 2 are for whoever reads the recording: a session (its process), a
+ * daemon that has started. */
+#define ELGATE_STUB_SESSION 1
+#define ELGATE_STUB_START 2
+#define ELGATE_STUB_OPEN 3      /* a program's first operation on a file that it has open */
+#define ELGATE_STUB_WRITE 4     /* flags 1: with O_APPEND; data: what was written */
+#define ELGATE_STUB_TRUNCATE 5  /* offset: the new size */
+#define ELGATE_STUB_ALLOCATE 6  /* flags: the mode */
+#define ELGATE_STUB_FSYNC 7     /* also fdatasync, O_SYNC, and a wait for "durable" */
+#define ELGATE_STUB_CLOSE 8     /* of the last descriptor in a process */
+#define ELGATE_STUB_NATIVE 9    /* flags: ELGATE_REASON_*; what is written from here on is not seen */
+#define ELGATE_STUB_RENAME 10   /* announced; data: the new path */
+#define ELGATE_STUB_UNLINK 11   /* announced: of the name */
+
+/* Where a rule comes into force. */
+#define ELGATE_STUB_AT_WRITE 1       /* the target refuses what one write brings, or hangs in it */
+#define ELGATE_STUB_AT_TRUNCATE 2
+#define ELGATE_STUB_AT_ALLOCATE 3
+#define ELGATE_STUB_AT_FSYNC 4       /* one fsync fails, or the daemon hangs in it */
+#define ELGATE_STUB_AT_LOG 5         /* the log's disk takes nothing, or hangs */
+#define ELGATE_STUB_AT_FULL 6        /* the log is full: the route takes nothing new */
+#define ELGATE_STUB_AT_TARGET_SYNC 7 /* the daemon's own syncs of a target */
+
+struct elgate_stub_rule {
+    uint32_t point;
+    int32_t err;       /* errno; 0: what is met stalls until the rule is taken back */
+    uint32_t skip;     /* operations that are let pass first */
+    uint32_t times;    /* operations that are met then; 0: all, until the rule is taken back */
+    const char *path;  /* glob; NULL: all files */
+    const char *route; /* name; NULL: all routes */
+};
+
+struct elgate_stub_operation {
+    uint32_t kind;
+    uint32_t flags;
+    uint64_t session;
+    uint64_t ring;
+    uint64_t position; /* 0, or what it is known by in its ring: two of the same are one that a second daemon did again */
+    uint64_t offset;
+    uint64_t length;
+    uint64_t time_ns;  /* CLOCK_MONOTONIC */
+    int32_t err;       /* what a rule made of it: errno, or 0 */
+    uint32_t process_id;
+    uint32_t thread_id;
+    uint32_t path_length;
+    uint32_t route_length;
+    uint32_t data_length;
+    const char *text;  /* in the caller's buffer: path, route, data */
+};
+
+struct elgate_stub_state {
+    uint32_t served;   /* 1: its daemon lives */
+    uint32_t stalled;  /* 1: it hangs in a rule */
+    uint32_t failing;  /* files and routes that fail */
+    uint32_t reserved;
+    uint64_t recorded_bytes;
+    uint64_t recording_bytes_max;
+    uint64_t dropped;  /* operations that found no room in the recording */
+};
+
+/* A table that a daemon has made. -EPROTO: another build's, or none. */
+int elgate_stub_open(const char *path, struct elgate_stub **stub);
+void elgate_stub_close(struct elgate_stub *stub);
+
+/* Returns when all rules are in force that were added and none that was removed, and what programs had sent by then is
+ * recorded; or when the daemon hangs in a rule. -ESRCH: there is no daemon; -ETIMEDOUT. */
+int elgate_stub_settle(struct elgate_stub *stub, int64_t timeout_ms);
+
+/* Its number. -ENOSPC: there are 64 already. Settle, then it is in force. */
+int elgate_stub_add_rule(struct elgate_stub *stub, const struct elgate_stub_rule *rule);
+void elgate_stub_remove_rule(struct elgate_stub *stub, uint32_t rule);
+/* How many operations have failed by it, or stalled. */
+int64_t elgate_stub_rule_hits(struct elgate_stub *stub, uint32_t rule);
+int elgate_stub_await_hits(struct elgate_stub *stub, uint32_t rule, uint32_t hits, int64_t timeout_ms);
+
+/* The record at `at`, which is 0 or what all calls before have returned together. 0: there is none; -ENOBUFS. */
+int64_t elgate_stub_read(struct elgate_stub *stub, uint64_t at, struct elgate_stub_operation *operation, char *buffer,
+                         size_t buffer_bytes);
+/* With the next settle: the recording begins anew. */
+void elgate_stub_forget(struct elgate_stub *stub);
+void elgate_stub_limit(struct elgate_stub *stub, uint64_t recording_bytes_max);
+void elgate_stub_state(struct elgate_stub *stub, struct elgate_stub_state *state);
 
 /* "0.1.0 zig 0.15.2 ReleaseFast x86_64" */
 const char *elgate_core_version(void);

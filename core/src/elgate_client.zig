@@ -24,6 +24,7 @@ pub const Status = extern struct {
     full_ring_waits: u64,
     late_wakes: u64,
     last_fallback_reason: u64,
+    test_stub: u64,
 };
 
 pub export fn elgate_start(runtime: ?[*:0]const u8) c_int {
@@ -184,6 +185,7 @@ pub export fn elgate_get_status(status: ?*Status) void {
         .full_ring_waits = @atomicLoad(u64, &counters.full_ring_waits, .monotonic),
         .late_wakes = @atomicLoad(u64, &counters.late_wakes, .monotonic),
         .last_fallback_reason = @atomicLoad(u64, &counters.last_fallback_reason, .monotonic),
+        .test_stub = @intFromBool(state == .connected and session.serves_test_stub),
     };
     for (&session.row_counters) |*row| {
         out.routed_operations += @atomicLoad(u64, &row.operations, .monotonic);

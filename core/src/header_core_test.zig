@@ -3,12 +3,16 @@
 const std = @import("std");
 const testing = std.testing;
 const library = @import("elgate_core.zig");
+const stub = @import("engine/stub.zig");
 const header = @import("testing/header.zig");
 const c = @cImport(@cInclude("elgate_core.h"));
 
 test "the structs are the header's" {
     try header.expectSameStruct(library.RouteConfig, c.struct_elgate_route_config);
     try header.expectSameStruct(library.EngineConfig, c.struct_elgate_engine_config);
+    try header.expectSameStruct(library.StubRule, c.struct_elgate_stub_rule);
+    try header.expectSameStruct(library.StubOperation, c.struct_elgate_stub_operation);
+    try header.expectSameStruct(library.StubState, c.struct_elgate_stub_state);
 }
 
 test "the constants are the header's" {
@@ -23,6 +27,24 @@ test "the constants are the header's" {
     try testing.expectEqual(c.ELGATE_ENGINE_NULL_SINK, library.flag_null_sink);
     try testing.expectEqual(c.ELGATE_ENGINE_IO_URING, library.flag_io_uring);
     try testing.expectEqual(c.ELGATE_ENGINE_RING_PER_CLIENT, library.flag_ring_per_client);
+}
+
+test "the test stub's constants are the header's" {
+    inline for (@typeInfo(stub.Kind).@"enum".fields) |field| {
+        try testing.expectEqual(@field(c, "ELGATE_STUB_" ++ upper(field.name)), field.value);
+    }
+    inline for (@typeInfo(stub.Point).@"enum".fields) |field| {
+        try testing.expectEqual(@field(c, "ELGATE_STUB_AT_" ++ upper(field.name)), field.value);
+    }
+}
+
+fn upper(comptime name: []const u8) *const [name.len]u8 {
+    comptime {
+        var text: [name.len]u8 = undefined;
+        const made = std.ascii.upperString(&text, name);
+        const kept = made[0..name.len].*;
+        return &kept;
+    }
 }
 
 test "every function of the header is exported with its signature, and nothing else is" {

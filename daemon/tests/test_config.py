@@ -52,7 +52,7 @@ MISTAKES = [
     (document("admin: {listen: unix:/x}"), 2, ["admin", "not in this version"]),
     # runtime
     (document("runtime: {mode: pinned_sharded}"), 2, ["runtime.mode", "not in this version", "single_thread"]),
-    (document("runtime: {mode: test_stub}"), 2, ["runtime.mode", "not in this version"]),
+    (document("runtime: {mode: test_stub}\ntest: {null_sink: true}"), 3, ["test.null_sink", "test stub"]),
     (document("runtime: {mode: singel_thread}"), 2, ["runtime.mode", "did you mean 'single_thread'"]),
     (document("runtime: {shards: 4}"), 2, ["runtime.shards", "more than one worker", "allowed: auto, 1"]),
     (document("runtime: {shards: 0}"), 2, ["runtime.shards", "'0'", "allowed: auto, 1"]),
@@ -369,3 +369,16 @@ class TestPlaces:
     def test_shared_memory_is_volatile(self) -> None:
         assert places.filesystem_of(Path("/dev/shm/not/there/yet")).type == "tmpfs"
         assert places.filesystem_of(Path("/dev/shm")).volatile
+
+
+def test_a_test_stub_has_places_of_its_own(disk_dir: Path) -> None:
+    text = document(
+        f"runtime: {{mode: test_stub}}\ncontrol: {{socket: {disk_dir}/s}}\nring: {{path: {disk_dir}/ring}}\n"
+        f"wal: {{dir: {disk_dir}/wal, segment_size: 64MiB}}"
+    )
+    loaded = config.parse(text, "test.yaml")
+    assert (loaded.ring.path, loaded.wal.dir) == (disk_dir / "ring.stub", disk_dir / "wal.stub")
+    assert loaded.wal.allow_volatile and loaded.wal.segment_bytes == config.SEGMENT_BYTES_MIN
+    assert config.stub_table_of(loaded.control.socket) == disk_dir / "s.stub"
+    again = config.parse(yaml.safe_dump(loaded.as_document()), "test.yaml")
+    assert again.as_document() == loaded.as_document()

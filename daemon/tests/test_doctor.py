@@ -38,6 +38,13 @@ def test_a_route_whose_directory_is_missing(disk_dir: Path) -> None:
     assert by_name(doctor.examine(config_for(disk_dir)))["route a"].verdict == OK
 
 
+def test_a_test_stub_is_called_what_it_is(disk_dir: Path) -> None:
+    findings = doctor.examine(config_for(disk_dir, "runtime: {mode: test_stub}\n"))
+    assert findings[0].name == "mode" and "NOTHING" in findings[0].found and findings[0].advice
+    assert "never synced" in by_name(findings)["log"].found
+    assert "mode" not in by_name(doctor.examine(config_for(disk_dir)))
+
+
 def test_a_route_where_no_attributes_can_be_set() -> None:
     assert not doctor._takes_attributes(Path("/proc/self"))
 

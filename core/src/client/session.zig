@@ -200,6 +200,8 @@ pub const Session = struct {
     /// What to call this program in the hello.
     runtime: [16]u8 = @splat(0),
     session_id: u64 = 0,
+    /// The daemon is the test stub.
+    serves_test_stub: bool = false,
     /// What the daemon writes into each row that it lends to this session (ring.ProducerRow.session).
     lease: u64 = 0,
     /// The sequence under which the positions memory was mapped.
@@ -716,6 +718,7 @@ pub const Session = struct {
         } else {
             @atomicStore(?*const Ring, &session.ring, new, .seq_cst);
             session.session_id = welcome.session;
+            session.serves_test_stub = welcome.test_stub != 0;
             session.lease = ring.lease(welcome.daemon_epoch, welcome.session);
             @atomicStore(u32, &session.mapped_sequence, session.sequence + 1, .seq_cst);
             session.gave_up = false;

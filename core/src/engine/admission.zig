@@ -33,7 +33,8 @@ fn isSpaceErrno(errno: i32) bool {
 
 /// Of an active route, once in each batch. `may_fill`: it may have another log buffer.
 pub fn update(state: *State, rings: []const *ServedRing, route: *Route, may_fill: bool) void {
-    const admission = judge(route, may_fill);
+    const is_full = if (state.stub) |stub| stub.isFull(route) else false;
+    const admission = if (is_full) .log_full else judge(route, may_fill);
     const before = route.admission;
     if (admission == before) return;
     @atomicStore(Admission, &route.admission, admission, .seq_cst);

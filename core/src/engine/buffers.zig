@@ -114,12 +114,14 @@ pub const Buffer = struct {
                         .vectors = buffer.vectors[buffer.vector_count..].ptr,
                         .vector_count = 0,
                         .first_lsn = record.lsn,
+                        .last_lsn = record.lsn,
                         .buffer = buffer,
                         .next = null,
                     };
                 }
                 const current = run.?;
                 current.length += record.length;
+                current.last_lsn = record.lsn;
                 if (current.hasPayload()) {
                     buffer.vectors[buffer.vector_count] = .{ .base = record.payload.ptr, .len = record.payload.len };
                     buffer.vector_count += 1;

@@ -174,7 +174,11 @@ pub const Control = struct {
         self.sessions.deinit(allocator);
         self.sessions_by_id.deinit(allocator);
         var known = self.registry.valueIterator();
-        while (known.next()) |file| destroyFile(self.state, file.*);
+        while (known.next()) |file| {
+            // There is no log any more that could hold something for it.
+            if (self.state.stub != null) files.unmark(file.*.fd);
+            destroyFile(self.state, file.*);
+        }
         self.registry.deinit(allocator);
         for (self.rings) |each| if (each) |served| served.destroy(allocator);
         if (self.routes_fd >= 0) os.close(self.routes_fd);
@@ -506,6 +510,7 @@ pub const Control = struct {
         its.sessions += 1;
         session.ring = its;
         const runtime = std.mem.sliceTo(&hello.runtime, 0);
+        if (state.stub) |stub| stub.sessionOpened(session.id, session.credentials.pid);
         state.events.post(.info, "session_opened", .{ .session = session.id, .pid = session.credentials.pid, .uid = session.credentials.uid, .runtime = runtime, .ring = its.index });
         self.reply(session, .welcome, sequence, control.Welcome{
             .header = undefined,
@@ -515,6 +520,8 @@ pub const Control = struct {
             .positions_bytes = positions.file_size,
             .routes_bytes = self.table_memory.len,
             .daemon_epoch = its.publisher.header().daemon_epoch,
+            .test_stub = @intFromBool(state.stub != null),
+            .reserved = 0,
         }, &.{ its.memory.client_fd, its.publisher.fd, self.routes_fd });
     }
 
@@ -741,6 +748,7 @@ pub const Control = struct {
             error.NoAttribute => .no_attribute,
             error.TargetFailed => .target_failed,
             error.OutOfMemory => .limit_reached,
+            error.MarkedByAnother => .log_failed,
         };
     }
 
@@ -789,6 +797,7 @@ pub const Control = struct {
                 .no_attribute => "its file system, or what is set on it, takes no attribute user.elgate",
                 .cannot_reopen => "the daemon's user must be able to open it for writing by its path",
                 .limit_reached => "too many files are open through Elgate",
+                .log_failed => "it carries the mark of another daemon's log, which may hold more than the file does: that daemon must be started, and stopped, before a test stub takes it",
                 else => "",
             },
         };
@@ -925,7 +934,7 @@ pub const Control = struct {
         return null;
     }
 
-    const FileError = files.Unfit || error{ NoAttribute, TargetFailed, NotOnARoute, OutOfMemory };
+    const FileError = files.Unfit || error{ NoAttribute, TargetFailed, NotOnARoute, OutOfMemory, MarkedByAnother };
 
     /// The File of the inode behind a client's descriptor, opened by our own rights. null: it is to be marked first, or is
     /// just being unmarked; the session's message is looked at again when that is done, and the descriptor kept so long.
@@ -968,6 +977,14 @@ pub const Control = struct {
             marking.job.fd = fd;
             marking.job.route = route.index;
             marking.job.log_uuid = route.log.uuid;
+            if (state.stub != null) {
+                marking.job.sync = .left_out;
+                // A real log may hold more for it than the file does.
+                if (files.readAttribute(fd)) |mark| if (!std.mem.eql(u8, &mark.log_uuid, &route.log.uuid)) {
+                    errno.* = @intFromEnum(linux.E.BUSY);
+                    return error.MarkedByAnother;
+                };
+            }
             // An attribute of this very log on a file that is not known: its log window is over, take it anew.
             marking.job.file_id = newFileId();
             place.value_ptr.* = marking;
@@ -1153,6 +1170,7 @@ pub const Control = struct {
                     self.dropHandle(session, request.handle, true);
                     if (!session.closed) self.refuse(session, request.sequence, request.refusal orelse .log_failed, request.errno);
                 } else {
+                    if (state.stub) |stub| stub.happened(.open, session.id, file, 0, 0, "");
                     state.counters.add(.files_registered_total, 1);
                     if (request.native and !session.closed) closeForWriting(file);
                     if (!session.closed) self.reply(session, .file_registered, request.sequence, control.FileRegistered{
@@ -1164,11 +1182,13 @@ pub const Control = struct {
                 }
             },
             .release => {
+                if (state.stub) |stub| stub.happened(.close, session.id, request.file.?, 0, request.errno, "");
                 self.dropHandle(session, request.handle, request.errno == 0);
                 if (!session.closed) self.reply(session, .file_released, request.sequence, control.Done{ .header = undefined }, &.{});
             },
             .fence => {
                 const file = request.file.?;
+                if (state.stub) |stub| if (request.native) stub.happened(.native, session.id, file, request.reason, 0, "");
                 var path: [4096]u8 = undefined;
                 state.events.post(.info, "file_went_native", .{ .session = session.id, .path = nameOf(file, &path), .reason = request.reason, .errno = request.errno });
                 // With a session that has closed, its release may have been served, and another routed since.
@@ -1203,7 +1223,10 @@ pub const Control = struct {
                 }
             },
             .moved, .moved_below, .removed => {
-                if (request.file) |file| file.questions -= 1;
+                if (request.file) |file| {
+                    if (state.stub) |stub| if (request.errno == 0) stub.happened(if (request.kind == .removed) .unlink else .rename, session.id, file, 0, 0, if (request.change) |change| change.path() else "");
+                    file.questions -= 1;
+                }
                 if (request.change) |change| state.allocator.destroy(change);
                 if (request.errno != 0) session.change_errno = request.errno;
                 session.changes -= 1;

@@ -26,6 +26,7 @@ const steps = @import("steps.zig");
 const log_module = @import("wal/log.zig");
 const Log = log_module.Log;
 const storage_module = @import("wal/storage.zig");
+const Stub = @import("stub.zig").Stub;
 
 pub const RouteSettings = struct {
     name: []const u8,
@@ -47,6 +48,8 @@ pub const Settings = struct {
     disk_engine: EngineKind,
     ring_per_client: bool,
     no_sync: bool,
+    /// Not null: the engine is the test stub, and this its table.
+    stub_path: ?[]const u8,
     /// Of every log: how long segments are kept that the checkpoint has passed.
     log_age_max_ns: u64,
     checkpoint_bytes: u64,
@@ -127,6 +130,11 @@ pub const Engine = struct {
             .reason = "somebody had cut its file short; what is left of it has \"" ++ RingMemory.lost_suffix ++ "\" behind its name",
         });
         engine.storage = storage_module.LinuxStorage.init(.{ .no_sync = settings.no_sync });
+        if (settings.stub_path) |path| {
+            const table_path = try text(allocator, path, failure);
+            defer allocator.free(table_path);
+            state.stub = try Stub.open(allocator, state, table_path, failure);
+        }
         const listen_fd = try listen(socket_path, settings, failure);
         const shared = try ServedRing.create(allocator, ring_memory, 0, &state.counters, failure);
         engine.control = try Control.init(state, shared, listen_fd, failure);
@@ -153,6 +161,7 @@ pub const Engine = struct {
         engine.checkpoints_thread = try spawn(failure, maintenance.checkpointRoutes, .{state});
         engine.serving = true;
         engine.control_thread = try spawn(failure, Control.run, .{&engine.control});
+        if (state.stub) |stub| try stub.serve(&engine.control, failure);
         return engine;
     }
 
@@ -164,6 +173,7 @@ pub const Engine = struct {
         @atomicStore(bool, &state.stopping, true, .release);
         for (0..state.routeCount()) |index| state.route(@intCast(index)).log.hurry();
         state.wakeWorker();
+        if (state.stub) |stub| stub.endServing();
         engine.worker_thread.join();
         state.wakeMaintenance();
         engine.segments_thread.join();
@@ -193,6 +203,7 @@ pub const Engine = struct {
             allocator.free(route.pattern);
             allocator.destroy(route);
         }
+        if (state.stub) |stub| stub.close(allocator);
         os.close(state.control_eventfd);
         allocator.free(state.log_directory);
         allocator.free(state.ring_path);
@@ -255,7 +266,8 @@ pub const Engine = struct {
         const directory = std.fmt.allocPrint(allocator, "{s}/{s}", .{ state.log_directory, name }) catch return failure.set(@intFromEnum(linux.E.NOMEM), out_of_memory, .{name});
         defer allocator.free(directory);
         var explanation = log_module.Explanation{};
-        const log = Log.open(allocator, engine.storage.storage(), directory, .{
+        const storage = if (state.stub) |stub| stub.storage() else engine.storage.storage();
+        const log = Log.open(allocator, storage, directory, .{
             .segment_bytes = segment_bytes,
             .log_bytes_max = log_bytes_max,
             .age_max_ns = engine.log_age_max_ns,

@@ -18,6 +18,7 @@ const ServedRing = @import("served_ring.zig").ServedRing;
 const Item = @import("consumer.zig").Item;
 const names = @import("names.zig");
 const Release = @import("release.zig").Release;
+const stub = @import("stub.zig");
 
 pub const Identity = struct {
     blob: wal.FileIdentity,
@@ -130,6 +131,8 @@ pub const File = struct {
     /// What has been said of its name, and is not so yet for all that is known: see names.zig.
     naming: names.Naming = .{},
     release: Release = .{},
+    /// In the test stub alone.
+    met: stub.Met = .{},
     /// The errand's: what it synced was the name too.
     name_synced: bool = false,
     handle_list: std.ArrayListUnmanaged(HandleRef) = .empty,
@@ -276,8 +279,11 @@ pub fn readAttribute(fd: i32) ?wal.FileAttribute {
     return attribute;
 }
 
-/// Sets the attribute and makes it, and the file's very existence, durable. `errno_out`: why it could not.
-pub fn mark(fd: i32, path: []const u8, log_uuid: [16]u8, file_id: u64, errno_out: *i32) error{ NoAttribute, TargetFailed }!void {
+pub const Sync = enum { done, left_out };
+
+/// Sets the attribute and makes it, and the file's very existence, durable (unless `sync` is `left_out`). `errno_out`: why
+/// it could not.
+pub fn mark(fd: i32, path: []const u8, log_uuid: [16]u8, file_id: u64, sync: Sync, errno_out: *i32) error{ NoAttribute, TargetFailed }!void {
     const attribute = wal.FileAttribute{ .magic = wal.attribute_magic, .version = wal.version, .log_uuid = log_uuid, .file_id = file_id };
     const set = os.check(linux.fsetxattr(fd, wal.attribute_name, std.mem.asBytes(&attribute), @sizeOf(wal.FileAttribute), 0)).err();
     errno_out.* = set;
@@ -287,6 +293,7 @@ pub fn mark(fd: i32, path: []const u8, log_uuid: [16]u8, file_id: u64, errno_out
         .OPNOTSUPP, .PERM, .ACCES, .RANGE, .@"2BIG" => return error.NoAttribute,
         else => return error.TargetFailed,
     }
+    if (sync == .left_out) return;
     errno_out.* = os.check(linux.fsync(fd)).err();
     if (errno_out.* == 0) errno_out.* = syncParent(path);
     if (errno_out.* == 0) return;

@@ -16,6 +16,7 @@ pub const Job = struct {
     route: u32 = 0,
     log_uuid: [16]u8 = @splat(0),
     file_id: u64 = 0,
+    sync: files.Sync = .done,
     /// Of what is to be marked.
     identity: files.Identity = undefined,
     /// Why that failed.
@@ -25,7 +26,7 @@ pub const Job = struct {
 
     fn perform(job: *Job) void {
         switch (job.kind) {
-            .mark => files.mark(job.fd, job.identity.pathText(), job.log_uuid, job.file_id, &job.errno) catch |err| {
+            .mark => files.mark(job.fd, job.identity.pathText(), job.log_uuid, job.file_id, job.sync, &job.errno) catch |err| {
                 job.failed = err;
             },
             .unmark => files.unmark(job.fd),

@@ -20,7 +20,7 @@ pub fn perform(file: *File) i32 {
         .sync => sync(file),
         // What has no name any more is nothing that a power cut could take away.
         .release => if (os.linksOf(file.sync_fd) == 0) 0 else sync(file),
-        .rewrite => rewrite(file),
+        .rewrite => rewrite(file, .done),
     };
 }
 
@@ -93,8 +93,8 @@ const Writing = struct {
     }
 };
 
-/// Errno, or 0: everything of the file up to `rewrite_to_lsn` is in it, and synced.
-fn rewrite(file: *File) i32 {
+/// Errno, or 0: everything of the file up to `rewrite_to_lsn` is in it, and synced (unless `syncs` are `left_out`).
+pub fn rewrite(file: *File, syncs: files.Sync) i32 {
     assert(file.rewrite_lsn > 0);
     // The control thread may have closed the file for writing, since nobody has it open any more. Where its mode was
     // changed since, what was open before still writes.
@@ -107,12 +107,15 @@ fn rewrite(file: *File) i32 {
     readBack(&writing, first_lsn, Writing.survey) catch |err| return errnoOf(&writing, err);
     const cut = writing.cuts.begin(writing.fd);
     if (cut != 0) return cut;
-    const dropped = files.dropPages(file.sync_fd, if (file.pages_suspect) .all else .what_can_go);
-    if (dropped != 0) {
-        file.pages_suspect = true;
-        return dropped;
+    if (syncs == .done) {
+        const dropped = files.dropPages(file.sync_fd, if (file.pages_suspect) .all else .what_can_go);
+        if (dropped != 0) {
+            file.pages_suspect = true;
+            return dropped;
+        }
     }
     readBack(&writing, first_lsn, Writing.visit) catch |err| return errnoOf(&writing, err);
+    if (syncs == .left_out) return 0;
     const errno = os.check(linux.fdatasync(file.sync_fd)).err();
     if (errno != 0) file.pages_suspect = true;
     return errno;

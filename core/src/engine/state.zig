@@ -9,6 +9,7 @@ const Route = @import("route.zig").Route;
 const Mailbox = @import("requests.zig").Mailbox;
 const Request = @import("requests.zig").Request;
 const EngineKind = @import("disk/applier.zig").EngineKind;
+const Stub = @import("stub.zig").Stub;
 
 pub const State = struct {
     allocator: std.mem.Allocator,
@@ -16,6 +17,8 @@ pub const State = struct {
     events: Events,
     /// Measures the ring alone: records are checked and dropped.
     null_sink: bool,
+    /// In the test stub: where operations are recorded, and faults come from.
+    stub: ?*Stub = null,
     disk_engine: EngineKind,
     /// Each client process has a ring of its own; else each user has.
     ring_per_client: bool,

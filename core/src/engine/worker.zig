@@ -53,6 +53,7 @@ const steps = @import("steps.zig");
 const quarantine = @import("quarantine.zig");
 const names = @import("names.zig");
 const release = @import("release.zig");
+const Stub = @import("stub.zig").Stub;
 const counters_module = @import("counters.zig");
 const log_module = @import("wal/log.zig");
 
@@ -186,10 +187,10 @@ pub const Worker = struct {
             }
         }
         worker.applier = .{ .engine = switch (worker.state.disk_engine) {
-            .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = lanes_module.performRun } },
+            .lanes => .{ .lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = if (worker.state.stub != null) Stub.performRun else lanes_module.performRun } },
             .io_uring => .{ .io_uring = &worker.uring },
         }, .sink = .{ .context = worker, .applied = runApplied, .strayed = appendStrayed, .refused = fileRefused, .synced = queueSynced } };
-        worker.long_lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = rewrite.perform };
+        worker.long_lanes = .{ .allocator = worker.state.allocator, .doorbell = &worker.state.doorbell, .perform = if (worker.state.stub != null) Stub.performErrand else rewrite.perform };
         worker.syncs.init(worker);
         for (worker.served()) |each| each.publisher.beginServing();
         result.* = 0;
@@ -271,6 +272,7 @@ pub const Worker = struct {
             each.has_more_room = false;
         }
         if (worker.syncs.begin(worker)) worked = true;
+        if (worker.state.stub) |stub| worked = stub.afterRound(worker) or worked;
         worker.retireIdleRoutes();
         return worked;
     }
@@ -372,6 +374,7 @@ pub const Worker = struct {
             .barrier => blk: {
                 worker.state.counters.add(.barriers_total, 1);
                 route.sync_wanted = true;
+                if (worker.state.stub) |stub| stub.synced(from, item, file);
                 if (worker.gate(from, file, route, item.position)) {
                     line.shared_barrier_position = @min(line.shared_barrier_position, item.position);
                 } else if (route.buffer == null) line.barriers_before_record = true;
@@ -480,7 +483,7 @@ pub const Worker = struct {
 
     /// A group that its log has refused may have no room for more; and targets that do not keep up may not take all log
     /// buffers with them.
-    fn mayFill(worker: *const Worker, route: *const Route) bool {
+    pub fn mayFill(worker: *const Worker, route: *const Route) bool {
         if (route.buffer) |buffer| return buffer.hasRoom();
         return route.applying_count < buffers_module.share_min or worker.buffers.free_count > buffers_module.buffer_count / 2;
     }
@@ -593,6 +596,7 @@ pub const Worker = struct {
         if (operation != .allocate and item.position >= from.recovery_head) buffer.oldest_ns = @min(buffer.oldest_ns, header.time_ns);
         if (!buffer.hasRoom()) worker.batch_full = true;
         if (file.unsynced_lsn == 0) file.unsynced_lsn = slot.lsn;
+        if (worker.state.stub) |stub| stub.taken(from, item, file, offset, length, slot.lsn, slot.payload);
         worker.state.counters.add(.records_total, 1);
         worker.state.counters.add(.record_bytes_total, payload_length);
         return .taken;
@@ -760,7 +764,7 @@ pub const Worker = struct {
         return buffer;
     }
 
-    fn activate(worker: *Worker, route: *Route) void {
+    pub fn activate(worker: *Worker, route: *Route) void {
         if (route.active) return;
         route.active = true;
         worker.active[worker.active_count] = route;
@@ -839,7 +843,7 @@ pub const Worker = struct {
         _ = @atomicRmw(u32, &state.error_sequence, .Add, 1, .release);
     }
 
-    fn reportFileError(file: *File, errno: i32) void {
+    pub fn reportFileError(file: *File, errno: i32) void {
         for (file.handle_list.items) |entry| reportError(entry, errno);
     }
 

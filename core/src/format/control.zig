@@ -84,6 +84,9 @@ pub const Welcome = extern struct {
     positions_bytes: u64,
     routes_bytes: u64,
     daemon_epoch: u64,
+    /// 1: it is the test stub, and nothing is durable.
+    test_stub: u32,
+    reserved: u32,
 };
 
 pub const AttachThread = extern struct {

@@ -171,6 +171,8 @@ pub const Operation = enum(u16) {
     _,
 };
 
+pub const barrier_look: u32 = 1;
+
 /// The first 64 bytes of a span. `header_checksum` covers bytes 4..56 (not the daemon's own words at the end).
 pub const SlotHeader = extern struct {
     header_checksum: u32,
@@ -188,7 +190,7 @@ pub const SlotHeader = extern struct {
     offset: u64,
     /// The client's registration (index into Positions.handles); errors are reported to it.
     handle: u32,
-    /// allocate: mode. Else 0.
+    /// allocate: mode. barrier: `barrier_look` where it is for a look at the file, which needs nothing durable. Else 0.
     argument: u32,
     /// CLOCK_MONOTONIC at the claim, nanoseconds. allocate: length in bytes.
     time_ns: u64,

@@ -811,6 +811,8 @@ pub const FakeDaemon = struct {
             .positions_bytes = positions.file_size,
             .routes_bytes = table.bytes,
             .daemon_epoch = daemon.epoch,
+            .test_stub = 0,
+            .reserved = 0,
         };
         var descriptors = [_]i32{ daemon.ring.fd, daemon.positions_fd, table.fd, other, other, other, other, other, other, other };
         var descriptor_count: usize = 3;

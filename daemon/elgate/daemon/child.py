@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -85,24 +85,32 @@ class ChildDaemon:
         read_fd, write_fd = os.pipe()
         try:
             with open(self.log_path, "ab") as log:
-                self.process = subprocess.Popen(
+                self.process = self._spawn(
                     [
                         sys.executable, "-m", "elgate.daemon", "--config", str(self.config_path),
                         "--log-format", "json", "--ready-fd", str(write_fd),
                     ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(write_fd,),
-                    # Ctrl-C is for the one who started it, who then ends it.
-                    start_new_session=True,
-                    env={**os.environ, **(environment or {})},
+                    log,
+                    write_fd,
+                    {**os.environ, **(environment or {})},
                 )  # fmt: skip
         finally:
             os.close(write_fd)
         self._ready_fd = read_fd
         if wait:
             self.wait_ready()
+
+    def _spawn(self, command: list[str], log: IO[bytes], ready_fd: int, environment: dict[str, str]) -> Any:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(ready_fd,),
+            # Ctrl-C is for the one who started it, who then ends it.
+            start_new_session=True,
+            env=environment,
+        )
 
     def wait_ready(self, limit_s: float = READY_LIMIT_S) -> None:
         """Waits until the daemon serves. Raises DaemonFailed when it ends before that, or the limit passes."""

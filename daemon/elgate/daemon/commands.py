@@ -124,6 +124,8 @@ def status(context: click.Context, as_json: bool) -> None:
     found = daemon_status()
     if as_json:
         click.echo(json.dumps(found))
+    elif found["test_stub"]:
+        click.echo("a TEST STUB serves this user: nothing is durable")
     elif found["connected"]:
         click.echo("a daemon serves this user")
     else:
@@ -142,7 +144,12 @@ def daemon_status() -> dict[str, Any]:
         connected, reason = _native.start(), None
     except OSError as error:
         connected, reason = False, error.strerror
-    return {"connected": connected, "reason": reason, "socket": os.environ.get("ELGATE_SOCKET")}
+    return {
+        "connected": connected,
+        "test_stub": bool(_native.status()["test_stub"]),
+        "reason": reason,
+        "socket": os.environ.get("ELGATE_SOCKET"),
+    }
 
 
 @elgate.command()

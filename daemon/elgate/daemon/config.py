@@ -13,7 +13,7 @@ import grp
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ SIZE_BYTES_MAX = 1024 << 40
 PERMISSIONS = re.compile(r"(0o?)?([0-7]{3})")
 # Wildcards of other globs, which are none here.
 NOT_WILDCARDS = "[]{}\\"
+
+TEST_STUB = "test_stub"
+# Behind the names of a test stub's own ring, log and table.
+STUB_SUFFIX = ".stub"
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,11 @@ class Config:
     test: Test = Test()
     # Line of each field that stands in the file, for errors that are found only later.
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def is_stub(self) -> bool:
+        """Nothing is durable: see elgate.daemon.stub."""
+        return self.runtime.mode == TEST_STUB
 
     def problem(self, field_name: str, message: str) -> Problem:
         return Problem(self.source, self.lines.get(field_name, 0), field_name, message)
@@ -401,11 +410,8 @@ def _one_of(allowed: tuple[str, ...], not_built: Mapping[str, str] | None = None
 NOT_IN_THIS_VERSION = "is not in this version"
 
 _parse_mode = _one_of(
-    ("auto", "single_thread", "forced_single"),
-    {
-        "pinned_sharded": f"{NOT_IN_THIS_VERSION} (one worker serves all routes)",
-        "test_stub": NOT_IN_THIS_VERSION,
-    },
+    ("auto", "single_thread", "forced_single", TEST_STUB),
+    {"pinned_sharded": f"{NOT_IN_THIS_VERSION} (one worker serves all routes)"},
 )
 _parse_isolation = _one_of(("per_uid", "per_client"), {})
 _parse_flush_word = _one_of(("group", "always", "none"), {"interval": "needs its length: {interval: 5ms}"})
@@ -675,15 +681,38 @@ def parse(content: bytes | str, source: str) -> Config:
         test=Test(**(values.get("test") or {})),
         lines=walk.lines,
     )
+    if config.is_stub:
+        config = _with_places_of_its_own(config)
     problems = walk.problems + _contradictions(config)
     if problems:
         raise ConfigurationError(problems)
     return config
 
 
+def _with_places_of_its_own(config: Config) -> Config:
+    """A stub never takes up the ring or the log that a real daemon has left: what was accepted there is to be durable."""
+
+    def apart(path: Path) -> Path:
+        return path if path.name.endswith(STUB_SUFFIX) else path.with_name(path.name + STUB_SUFFIX)
+
+    return replace(
+        config,
+        ring=replace(config.ring, path=apart(config.ring.path)),
+        # Zero-written ahead, and never filled by a test.
+        wal=replace(config.wal, dir=apart(config.wal.dir), segment_bytes=SEGMENT_BYTES_MIN, allow_volatile=True),
+    )
+
+
+def stub_table_of(socket: Path) -> Path:
+    """Where the test stub that serves this socket has its table."""
+    return socket.with_name(socket.name + STUB_SUFFIX)
+
+
 def _contradictions(config: Config) -> list[Problem]:
     """Values that are fine alone and wrong together, or wrong on this machine."""
     problems = []
+    if config.is_stub and config.test.null_sink:
+        problems.append(config.problem("test.null_sink", "is true, and a test stub records what null_sink drops"))
     if config.wal.max_bytes < 2 * config.wal.segment_bytes:
         problems.append(
             config.problem(

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elgate.daemon import places, topology
-from elgate.daemon.config import MIB, Config, format_size
+from elgate.daemon.config import MIB, TEST_STUB, Config, format_size
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -51,6 +51,7 @@ class Finding:
 def examine(config: Config) -> list[Finding]:
     """All findings, in the order in which a person would want to read them."""
     return [
+        *mode(config),
         kernel(platform.release()),
         *processors(topology.detect()),
         *ring(config),
@@ -59,6 +60,14 @@ def examine(config: Config) -> list[Finding]:
         io_uring(config),
         descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)),
     ]
+
+
+def mode(config: Config) -> Iterator[Finding]:
+    if config.is_stub:
+        yield Finding(
+            "mode", f"{TEST_STUB}: NOTHING that this daemon serves is durable", NOTE,
+            "for tests of programs alone (docs/testing.md); for anything else leave runtime.mode out",
+        )  # fmt: skip
 
 
 def kernel(release: str) -> Finding:
@@ -110,6 +119,9 @@ def log(config: Config) -> Iterator[Finding]:
     status = os.statvfs(existing)
     free = status.f_bavail * status.f_frsize
     text = f"{config.wal.dir} on {filesystem}, {format_size(free // MIB * MIB)} free"
+    if config.is_stub:
+        yield Finding("log", f"{config.wal.dir}, written and never synced")
+        return
     if filesystem.volatile:
         yield Finding(
             "log",

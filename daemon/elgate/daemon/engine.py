@@ -16,7 +16,7 @@ from typing import Any
 
 import cffi
 
-from elgate.daemon.config import Config, Route
+from elgate.daemon.config import Config, Route, stub_table_of
 
 # Another build of the same engine may stand in, for tests and for those who look for a fault.
 LIBRARY = Path(os.environ.get("ELGATE_CORE_LIBRARY", Path(__file__).parent / "libelgate_core.so"))
@@ -142,7 +142,10 @@ class Engine:
             engine_config.flags |= _library.ELGATE_ENGINE_ALLOW_VOLATILE
         if config.test.null_sink:
             engine_config.flags |= _library.ELGATE_ENGINE_NULL_SINK
-        if config.disk.engine == "io_uring":
+        if config.is_stub:
+            engine_config.stub_path = arguments.string(stub_table_of(config.control.socket))
+        # The stub's faults come from the threads that write.
+        if config.disk.engine == "io_uring" and not config.is_stub:
             engine_config.flags |= _library.ELGATE_ENGINE_IO_URING
         if config.ring.isolation == "per_client":
             engine_config.flags |= _library.ELGATE_ENGINE_RING_PER_CLIENT
@@ -210,6 +213,104 @@ class Engine:
         """After `stop`, and after EngineStopped has reached the reader of events."""
         handle, self._handle = self._handle, _ffi.NULL
         _library.elgate_engine_free(handle)
+
+
+class StubTable:
+    """What the test stub and a test share (elgate_core.h says what is what). One thread's."""
+
+    # The longest operation is a quarter of the ring, and has a path and a route.
+    _RECORD_BYTES = (1 << 20) + (16 << 10)
+
+    def __init__(self, path: Path) -> None:
+        handle = _ffi.new("struct elgate_stub **")
+        result = _library.elgate_stub_open(os.fsencode(path), handle)
+        if result == -errno.EPROTO:
+            raise EngineError(errno.EPROTO, f"{path} is the table of another build of the test stub; start it again")
+        if result < 0:
+            raise EngineError(-result, f"cannot open the test stub's table {path}: {os.strerror(-result)}")
+        self._handle = handle[0]
+        # Aligned as records are.
+        self._memory = _ffi.new("uint64_t[]", self._RECORD_BYTES // 8)
+        self._buffer = _ffi.cast("char *", self._memory)
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, _ffi.NULL
+        if handle != _ffi.NULL:
+            _library.elgate_stub_close(handle)
+
+    def settle(self, timeout_ms: int) -> None:
+        """Raises EngineError: ESRCH where no daemon serves, ETIMEDOUT."""
+        _raise_stub(_library.elgate_stub_settle(self._handle, timeout_ms), "the test stub does not answer")
+
+    def add_rule(self, point: str, err: int, skip: int, times: int, path: str | None, route: str | None) -> int:
+        rule = _ffi.new("struct elgate_stub_rule *")
+        rule.point = getattr(_library, f"ELGATE_STUB_AT_{point.upper()}")
+        rule.err, rule.skip, rule.times = err, skip, times
+        path_text = _ffi.NULL if path is None else _ffi.new("char[]", os.fsencode(path))
+        route_text = _ffi.NULL if route is None else _ffi.new("char[]", os.fsencode(route))
+        rule.path, rule.route = path_text, route_text
+        return _raise_stub(_library.elgate_stub_add_rule(self._handle, rule), "the test stub takes no other rule")
+
+    def remove_rule(self, number: int) -> None:
+        _library.elgate_stub_remove_rule(self._handle, number)
+
+    def rule_hits(self, number: int) -> int:
+        return _library.elgate_stub_rule_hits(self._handle, number)
+
+    def await_hits(self, number: int, hits: int, timeout_ms: int) -> None:
+        """Raises EngineError: ESRCH where no daemon serves, ETIMEDOUT."""
+        result = _library.elgate_stub_await_hits(self._handle, number, hits, timeout_ms)
+        _raise_stub(result, f"no operation came for it within {timeout_ms} ms")
+
+    def read(self, at: int) -> tuple[int, Any, bytes, bytes, bytes] | None:
+        """The record at `at`: where the next one is, its fields, path, route, data. None: there is no more."""
+        operation = _ffi.new("struct elgate_stub_operation *")
+        length = _library.elgate_stub_read(self._handle, at, operation, self._buffer, self._RECORD_BYTES)
+        if length == 0:
+            return None
+        _raise_stub(length, "the test stub's recording cannot be read")
+        text = bytes(
+            _ffi.buffer(operation.text, operation.path_length + operation.route_length + operation.data_length)
+        )
+        route_at = operation.path_length
+        data_at = route_at + operation.route_length
+        return at + length, operation, text[:route_at], text[route_at:data_at], text[data_at:]
+
+    def forget(self) -> None:
+        _library.elgate_stub_forget(self._handle)
+
+    def limit(self, recording_bytes_max: int) -> None:
+        _library.elgate_stub_limit(self._handle, recording_bytes_max)
+
+    def state(self) -> dict[str, int]:
+        state = _ffi.new("struct elgate_stub_state *")
+        _library.elgate_stub_state(self._handle, state)
+        return {name: int(getattr(state, name)) for name, _ in _ffi.typeof("struct elgate_stub_state").fields}
+
+
+# By the header, what a record's kind is called.
+STUB_KINDS = {
+    getattr(_library, f"ELGATE_STUB_{name.upper()}"): name
+    for name in (
+        "session",
+        "start",
+        "open",
+        "write",
+        "truncate",
+        "allocate",
+        "fsync",
+        "close",
+        "native",
+        "rename",
+        "unlink",
+    )
+}
+
+
+def _raise_stub(result: int, message: str) -> int:
+    if result < 0:
+        raise EngineError(-result, f"{message}: {os.strerror(-result)}")
+    return result
 
 
 def _raise_if_refused(result: int, error_text: Any) -> None:

@@ -10,12 +10,20 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import shutil
 import signal
 import socket
 import threading
 from pathlib import Path
 
-from elgate.daemon.config import Config, ConfigurationError, changes_that_need_a_restart, load, prepare_directories
+from elgate.daemon.config import (
+    Config,
+    ConfigurationError,
+    changes_that_need_a_restart,
+    load,
+    prepare_directories,
+    stub_table_of,
+)
 from elgate.daemon.engine import Engine, EngineError, EngineStopped, version
 from elgate.daemon.log import Log
 
@@ -24,6 +32,11 @@ DRAIN_LIMIT_MS = 30_000
 EVENT_WAIT_MS = 60_000
 # After the engine has stopped, its last events are still read.
 EVENT_THREAD_LIMIT_S = 5.0
+
+STUB_WARNING = (
+    "runtime.mode is test_stub: this daemon is for tests of programs, and NOTHING THAT IT SERVES IS DURABLE; fsync syncs "
+    "nothing, and all is lost with the machine"
+)
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 # From the event thread to the main thread: the engine has stopped by itself.
@@ -73,11 +86,17 @@ class Service:
             event = "already_running" if running else "start_failed"
             self._log.write("error", event, reason=str(error), errno=errno.errorcode.get(error.errno, error.errno))
             return ExitCode.ALREADY_RUNNING if running else ExitCode.ENGINE_FAILED
+        if config.is_stub:
+            self._log.write(
+                "warning", "test_stub", reason=STUB_WARNING, table=str(stub_table_of(config.control.socket))
+            )
         events = threading.Thread(target=self._relay_events, args=(engine,), name="events", daemon=True)
         events.start()
         self._announce_ready(config)
         failed = not self._serve(engine, config)
         code = self._stop(engine, events)
+        if config.is_stub:
+            _leave_nothing(config)
         return ExitCode.ENGINE_FAILED if failed else code
 
     def _replay_progress(self, route: str, done_bytes: int, total_bytes: int) -> None:
@@ -178,6 +197,13 @@ class Service:
     def _log_problems(self, event: str, error: ConfigurationError) -> None:
         for problem in error.problems:
             self._log.write("error", event, reason=str(problem))
+
+
+def _leave_nothing(config: Config) -> None:
+    """What a test stub has kept is of no use to anybody."""
+    shutil.rmtree(config.wal.dir, ignore_errors=True)
+    for path in (config.ring.path, stub_table_of(config.control.socket)):
+        path.unlink(missing_ok=True)
 
 
 def _notify_service_manager(state: str) -> None:

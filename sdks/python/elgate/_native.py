@@ -110,6 +110,17 @@ def start() -> bool:
     return _started
 
 
+def stop() -> None:
+    """Drains all, and ends the session: the next `start` looks for a daemon anew. OSError: what could not be applied."""
+    global _started
+    if not _started:
+        return
+    _started = False
+    result = answering(library.elgate_stop)()
+    if result < 0 and result != NATIVE:
+        raise os_error(result)
+
+
 # What is to be done before the last drain.
 before_exit: list[Callable[[], None]] = []
 

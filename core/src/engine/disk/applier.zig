@@ -39,6 +39,7 @@ pub const Run = struct {
     vectors: [*]std.posix.iovec_const,
     vector_count: u32,
     first_lsn: u64,
+    last_lsn: u64,
     /// Whose memory its bytes are; null for a sync.
     buffer: ?*Buffer,
     next: ?*Run,
@@ -47,7 +48,7 @@ pub const Run = struct {
         return run.kind == .write or run.kind == .append;
     }
 
-    pub const sync = Run{ .kind = .sync, .argument = 0, .offset = 0, .length = 0, .done = 0, .vectors = undefined, .vector_count = 0, .first_lsn = 0, .buffer = null, .next = null };
+    pub const sync = Run{ .kind = .sync, .argument = 0, .offset = 0, .length = 0, .done = 0, .vectors = undefined, .vector_count = 0, .first_lsn = 0, .last_lsn = 0, .buffer = null, .next = null };
 };
 
 pub const vectors_per_run_max: u32 = 512;

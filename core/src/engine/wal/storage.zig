@@ -238,7 +238,7 @@ pub const LinuxStorage = struct {
         return .{ .context = self, .vtable = &vtable };
     }
 
-    const vtable = Storage.VTable{
+    pub const vtable = Storage.VTable{
         .openDirectory = openDirectory,
         .closeDirectory = closeDirectory,
         .supportsDirect = supportsDirect,
