@@ -277,6 +277,48 @@ def test_a_daemon_killed_at_each_step_of_a_release(
     assert not daemon.events("records_quarantined")
 
 
+def test_a_file_that_a_replay_has_found_is_let_go_of_when_nobody_opens_it(
+    elgate_daemon: ChildDaemon, stack: ExitStack
+) -> None:
+    daemon = elgate_daemon
+    program = stack.enter_context(Program(daemon))
+    path = daemon.route_dir / "file"
+    program.do(f"fd = os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT)")
+    program.do("os.write(fd, b'one'); os.fsync(fd)")
+    program.close()
+    daemon.kill()
+    assert is_marked(path)
+    daemon.start()
+    wait_until(lambda: not is_marked(path), "the mark is taken off")
+    os.truncate(path, 1)
+    daemon.kill()
+    daemon.start()
+    assert path.read_bytes() == b"o"
+    assert not daemon.events("records_quarantined")
+
+
+def test_a_file_that_is_opened_again_behind_a_replay_is_kept(elgate_daemon: ChildDaemon, stack: ExitStack) -> None:
+    daemon = elgate_daemon
+    program = stack.enter_context(Program(daemon))
+    path = daemon.route_dir / "file"
+    program.do(f"fd = os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT)")
+    program.do("os.write(fd, b'one'); os.fsync(fd)")
+    daemon.kill()
+    daemon.start()
+    program.do("os.write(fd, b'two'); os.fsync(fd)")
+    # Longer than such a file is kept for its programs.
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        assert is_marked(path)
+        program.do("os.pwrite(fd, b'two', 3)")
+    daemon.kill()
+    os.truncate(path, 1)
+    daemon.start()
+    assert path.read_bytes() in (b"onetwo", b"o\0\0two")
+    program.do("os.close(fd)")
+    wait_for_release(path)
+
+
 OPENER = """
 import os, random, sys, time
 import elgate

@@ -282,6 +282,102 @@ def test_what_was_accepted_while_no_daemon_had_the_ring_is_done_by_the_next(
     assert not daemon.events("records_quarantined")
 
 
+LATE = """
+path = sys.argv[1]
+fds = [os.open(f"{path}-{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) for number in range(3)]
+def append(text):
+    for fd in fds:
+        os.write(fd, text)
+append(b"one,")
+for fd in fds: os.fsync(fd)
+say("synced")
+hear()
+append(b"two,")
+say("accepted")
+hear()
+%s
+hear()
+"""
+LATE_WAYS = {
+    "goes on": "append(b'three,'); [os.fsync(fd) for fd in fds]; say('synced')",
+    "syncs": "[os.fsync(fd) for fd in fds]; append(b'three,'); [os.fsync(fd) for fd in fds]; say('synced')",
+    "closes": "[os.close(fd) for fd in fds]; say('closed')",
+    # It wants more than there is room for, in one of them, before it says a word of the others.
+    "floods": "[os.write(fds[2], b'x' * 4000) for _ in range(3000)]; os.fsync(fds[2]); say('synced')",
+    "ends": "say('ends'); sys.exit()",
+}
+
+
+@pytest.mark.elgate(ring={"isolation": "per_client"}, wal={"checkpoint_interval": "100ms"})
+@pytest.mark.parametrize("how", LATE_WAYS)
+@pytest.mark.parametrize("lives", [1, 2])
+def test_a_ring_that_comes_back_when_its_files_are_let_go_of_is_finished(
+    elgate_daemon: ChildDaemon, how: str, lives: int
+) -> None:
+    daemon = elgate_daemon
+    path = daemon.route_dir / "log"
+    paths = [Path(f"{path}-{number}") for number in range(3)]
+    client = Program(daemon, LATE % LATE_WAYS[how], path)
+    assert client.heard() == "synced"
+    daemon.kill()
+    client.tell()
+    assert client.heard() == "accepted"
+    for _ in range(lives):
+        if daemon.process is not None and daemon.process.poll() is None:
+            assert daemon.stop() == 0
+        daemon.start()
+        wait_until(lambda: not any("user.elgate" in os.listxattr(each) for each in paths), "they are let go of")
+    client.tell()
+    assert client.heard() in ("synced", "closed", "ends")
+    expected = {"goes on": b"one,two,three,", "syncs": b"one,two,three,"}.get(how, b"one,two,")
+    if how == "ends":
+        assert client.process.wait(LIMIT_S) == 0
+    for each in paths[:2] if how == "floods" else paths:
+        if how == "floods":
+            wait_until(lambda each=each: each.read_bytes() == expected, "the others are finished too")
+        assert each.read_bytes() == expected
+    if how == "floods":
+        assert paths[2].read_bytes() == b"one,two," + b"x" * 12_000_000
+    client.process.kill()
+    client.process.wait()
+    assert not daemon.events("records_quarantined")
+    assert daemon.stop() == 0
+    daemon.start()
+    for each in paths[:2]:
+        assert each.read_bytes() == expected
+
+
+@PER_CLIENT
+def test_what_is_for_descriptors_that_are_gone_is_kept_in_the_quarantine(elgate_daemon: ChildDaemon) -> None:
+    daemon = elgate_daemon
+    path = daemon.route_dir / "log"
+    behind_its_back = """
+import ctypes
+for fd in fds: ctypes.CDLL(None).close(fd)
+fd = os.open(path + "-other", os.O_WRONLY | os.O_CREAT)
+os.write(fd, b"x")
+os.fsync(fd)
+say("synced")
+"""
+    client = Program(daemon, LATE % behind_its_back, path)
+    assert client.heard() == "synced"
+    daemon.kill()
+    client.tell()
+    assert client.heard() == "accepted"
+    daemon.start()
+    wait_until(lambda: "user.elgate" not in os.listxattr(f"{path}-2"), "they are let go of")
+    client.tell()
+    assert client.heard() == "synced"
+    assert Path(f"{path}-other").read_bytes() == b"x"
+    assert not daemon.events("records_quarantined")
+    client.ends()
+    daemon.wait_for_event("ring_closed")
+    assert len(daemon.events("records_quarantined")) == 3
+    (kept,) = {event["kept_in"].rpartition("/")[0] for event in daemon.events("records_quarantined")}
+    assert sum(file.read_bytes().endswith(b"two,") for file in Path(kept).iterdir()) == 3
+    assert daemon.stop() == 0
+
+
 @PER_CLIENT
 @pytest.mark.parametrize("step", ["collected", "applying", "committed", "published", "released"])
 def test_a_kill_at_a_step_doubles_nothing_in_a_ring_that_is_handed_back(

@@ -74,6 +74,8 @@ var size_limit: u64 = system.unlimited;
 /// Registrations of files that are native for good: kept until the process ends, as long as there are few.
 var kept_for_good: u32 = 0;
 const kept_for_good_max = 1024;
+/// Session in which `registerOthers` has been done.
+var others_registered: u32 = 0;
 var warned_refusal: bool = false;
 var warned_damage: bool = false;
 var warned_marked: bool = false;
@@ -194,8 +196,28 @@ fn standingOf(use: *Use, standing: *Standing) i32 {
         }
         const result = register(use);
         if (result != 0) return result;
+        registerOthers(use);
     }
     return system.negative(.IO);
+}
+
+/// Once in each session: files that the ring still holds something for. Where the daemon has found them no more, that waits
+/// for this.
+fn registerOthers(use: *const Use) void {
+    const sequence = session.currentSequence();
+    if (@atomicRmw(u32, &others_registered, .Xchg, sequence, .seq_cst) == sequence) return;
+    const current = session.currentRing() orelse return;
+    for (0..descriptors.used()) |index| {
+        const fd: i32 = @intCast(index);
+        const file = descriptors.pin(fd) orelse continue;
+        defer descriptors.unpin(file);
+        const ticket = file.inode.lastTicket();
+        if (ticket == Ticket.none or ticket.ordinal != current.ordinal or producer.isReleased(current.view, ticket.position)) continue;
+        if (!@atomicLoad(bool, &file.was_registered, .monotonic) or file.currentMode().observer) continue;
+        var other = Use{ .thread = use.thread, .operation = use.operation, .file = file, .fd = fd };
+        var standing: Standing = undefined;
+        _ = standingOf(&other, &standing); // what is wrong with it, its own next operation says
+    }
 }
 
 fn register(use: *Use) i32 {
@@ -220,7 +242,8 @@ fn register(use: *Use) i32 {
             return native;
         }
         var refusal: session_module.Refusal = undefined;
-        const new = session.registerFile(use.fd, &file.route_name, &refusal) catch |err| switch (err) {
+        const former_file_id = @atomicLoad(u64, &file.file_id, .monotonic);
+        const new = session.registerFile(use.fd, &file.route_name, former_file_id, &refusal) catch |err| switch (err) {
             error.Lost => continue,
             error.Refused => {
                 // It drains, and takes no new files; the next one will. It hangs up when it is done: this session may as
@@ -561,7 +584,7 @@ fn submit(use: *Use, request: *const Request, ticket: *Ticket) i32 {
         if (session.currentRing() != standing.ring) return ring_lost;
         // The next operation of this thread must not overtake this one, and the positions do not speak for it.
         if (committed == .committed_passed) {
-            const released = awaitRelease(standing.ring, claim.position);
+            const released = awaitRelease(use, standing.ring, claim.position);
             // A barrier that was passed says nothing of what stands behind it, which its owner may have seen: another one.
             if (released != 0 or request.operation != .barrier) return released;
             continue;
@@ -662,7 +685,7 @@ fn isClosed(line: *const positions.RoutePositions) bool {
 }
 
 /// A passed claim is done when its slot is given back: it is logged and in the file then.
-fn awaitRelease(lent: *const Ring, position: u64) i32 {
+fn awaitRelease(use: *Use, lent: *const Ring, position: u64) i32 {
     const before = wait.ignoreSignals();
     defer wait.resumeSignals(before);
     while (!producer.isReleased(lent.view, position)) {
@@ -679,6 +702,8 @@ fn awaitRelease(lent: *const Ring, position: u64) i32 {
         }
         if (session.daemonIsGone(sequence)) {
             session.reconnect(sequence) catch |err| return errnoOf(err);
+            const renewed = renew(use);
+            if (renewed != 0) return renewed;
         }
     }
     return 0;

@@ -891,16 +891,15 @@ pub const Session = struct {
     }
 
     /// The route of `name` in the current session decides; the daemon looks itself whether the file is on it.
-    pub fn registerFile(session: *Session, fd: i32, name: *const RouteName, refusal: *Refusal) Error!Registration {
+    pub fn registerFile(session: *Session, fd: i32, name: *const RouteName, former_file_id: u64, refusal: *Refusal) Error!Registration {
         try session.lock.acquire();
         defer session.lock.release();
         if (session.state != .connected) return error.Lost;
         try session.refreshTable();
-        const entry = session.findRoute(name.text());
-        const matched_flags = if (entry) |known| known.flags else null;
-        var request = std.mem.zeroes(control.RegisterFile);
         // A daemon that knows the file may take it back though its route is gone from the configuration.
-        request.route = if (entry) |known| known.route else control.no_route;
+        const matched_flags = if (session.findRoute(name.text())) |entry| entry.flags else null;
+        var request = std.mem.zeroes(control.RegisterFile);
+        request.former_file_id = former_file_id;
         const answer = try session.exchange(control.RegisterFile, &request, .register_file, &.{fd}, control.FileRegistered, .file_registered, &.{}, refusal);
         if (answer.handle >= positions.handles_max or answer.route >= positions.routes_max) {
             session.drop();

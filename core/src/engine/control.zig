@@ -37,6 +37,8 @@ const Session = struct {
     ring: ?*ServedRing = null,
     /// A request of its is with the worker.
     busy: bool = false,
+    /// Of the file that it registers.
+    former_file_id: u64 = 0,
     /// The socket is gone; freed when the worker has answered what is still with it.
     closed: bool = false,
     outstanding: u32 = 0,
@@ -461,7 +463,8 @@ pub const Control = struct {
                 if (message.descriptor_count <= 1) return self.greet(session, hello, message.takeDescriptor());
             },
             .attach_thread => if (message.as(control.AttachThread)) |_| return self.attachThread(session, sequence),
-            .register_file => if (message.as(control.RegisterFile)) |_| {
+            .register_file => if (message.as(control.RegisterFile)) |asked| {
+                session.former_file_id = asked.former_file_id;
                 if (message.descriptor_count == 1) return self.registerFile(session, sequence, message.takeDescriptor().?);
             },
             .release_file => if (message.as(control.ReleaseFile)) |asked| return self.askForHandle(session, sequence, .release, asked.handle, asked.file_id, 0),
@@ -725,7 +728,7 @@ pub const Control = struct {
         if (file.handles == 0) self.idle_files -= 1;
         file.handles += 1;
         os.close(client_fd); // before the worker needs a descriptor
-        self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle, .refusal = unfit }) catch {
+        self.ask(session, .{ .kind = .activate, .session = session.id, .sequence = sequence, .ring = its, .file = file, .handle = handle, .refusal = unfit, .former_file_id = session.former_file_id }) catch {
             _ = session.handles.pop();
             file.handles -= 1;
             if (file.handles == 0) self.idle_files += 1;
@@ -1277,7 +1280,6 @@ pub const Control = struct {
     fn destroyFile(state: *State, file: *File) void {
         files.closeDescriptors(file);
         file.handle_list.deinit(state.allocator);
-        file.deferred.deinit(state.allocator);
         file.naming.deinit(state.allocator);
         state.allocator.destroy(file);
     }

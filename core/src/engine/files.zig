@@ -14,8 +14,7 @@ const Buffer = @import("buffers.zig").Buffer;
 const Lane = @import("disk/lanes.zig").FileLanes.Lane;
 const Log = @import("wal/log.zig").Log;
 const HandleRef = @import("served_ring.zig").HandleRef;
-const ServedRing = @import("served_ring.zig").ServedRing;
-const Item = @import("consumer.zig").Item;
+const waiting = @import("waiting.zig");
 const names = @import("names.zig");
 const Release = @import("release.zig").Release;
 const stub = @import("stub.zig");
@@ -122,7 +121,7 @@ pub const File = struct {
     /// Not 0: the target refused a write, or a sync, with this errno. Nothing new is taken until it is rewritten.
     failed_errno: i32 = 0,
     /// Operations that wait for a log buffer, or until the fence is logged that a foreign truncate asks for; oldest first.
-    deferred: std.ArrayListUnmanaged(Deferred) = .empty,
+    deferred: waiting.List = .{},
     awaits_fence: bool = false,
     /// Offered to the control thread, which has not answered.
     offered: bool = false,
@@ -150,9 +149,6 @@ pub const File = struct {
         return first.first_lsn > lsn;
     }
 };
-
-/// Taken from a ring, whose slot is held.
-pub const Deferred = struct { ring: *ServedRing, item: Item };
 
 /// A description of the same inode for `File.sync_fd`. To be had before anything is written by `fd`.
 pub fn openForSync(fd: i32) i32 {

@@ -21,6 +21,8 @@ const Worker = @import("worker.zig").Worker;
 
 /// With what follows it, well within 100 ms.
 const moment_ns = 30 * std.time.ns_per_ms;
+/// For the programs of the daemon before to come back to their files.
+const replayed_ns = std.time.ns_per_s;
 /// Each of them holds two descriptors: where there are more, the oldest does not wait.
 const waiting_max = 256;
 
@@ -43,19 +45,18 @@ const List = struct {
     last: ?*File = null,
     count: u32 = 0,
 
-    fn append(list: *List, file: *File) void {
-        file.release.previous = list.last;
-        file.release.next = null;
-        if (list.last) |last| last.release.next = file else list.first = file;
-        list.last = file;
-        list.count += 1;
-    }
-
-    fn prepend(list: *List, file: *File) void {
-        file.release.previous = null;
-        file.release.next = list.first;
-        if (list.first) |first| first.release.previous = file else list.last = file;
-        list.first = file;
+    /// Before all that are due later. (Those that a replay has found wait longer, and there are none of them but for a
+    /// moment behind a start.)
+    fn insert(list: *List, file: *File) void {
+        var before = list.last;
+        while (before) |other| : (before = other.release.previous) {
+            if (other.release.due_ns <= file.release.due_ns) break;
+        }
+        const behind = if (before) |other| other.release.next else list.first;
+        file.release.previous = before;
+        file.release.next = behind;
+        if (before) |other| other.release.next = file else list.first = file;
+        if (behind) |other| other.release.previous = file else list.last = file;
         list.count += 1;
     }
 
@@ -75,11 +76,21 @@ pub const Releases = struct {
 
     /// Its last handle is gone.
     pub fn closed(releases: *Releases, file: *File) void {
+        releases.wait(file, os.monotonicNs() + moment_ns);
+    }
+
+    /// A replay has found it, and all that the rings held for it then is taken. Nobody has it open yet.
+    pub fn replayed(releases: *Releases, file: *File) void {
+        if (file.handle_list.items.len > 0 or file.release.list != .none or file.release.syncing) return;
+        releases.wait(file, os.monotonicNs() + replayed_ns);
+    }
+
+    fn wait(releases: *Releases, file: *File, due_ns: u64) void {
         assert(file.handle_list.items.len == 0);
         releases.remove(file);
         file.release.list = .waiting;
-        file.release.due_ns = os.monotonicNs() + moment_ns;
-        releases.waiting.append(file);
+        file.release.due_ns = due_ns;
+        releases.waiting.insert(file);
     }
 
     /// It has been opened again, or let go of in another way.
@@ -114,7 +125,7 @@ pub const Releases = struct {
             return true;
         }
         // What an earlier daemon had accepted may be on its way to it still; or a fence, or another sync is.
-        const resting = file.queue.isEmpty() and file.chain_buffer == null and file.deferred.items.len == 0;
+        const resting = file.queue.isEmpty() and file.chain_buffer == null and file.deferred.isEmpty();
         if (!resting or file.fences_open > 0 or file.stray_fence or file.syncing or file.queue_syncing) return true;
         if (file.unsynced_lsn != 0) {
             file.errand = .release;
@@ -138,7 +149,7 @@ pub const Releases = struct {
         file.release.lsn = lsn;
         releases.remove(file);
         file.release.list = .logged;
-        releases.logged.append(file);
+        releases.logged.insert(file);
         return true;
     }
 
@@ -156,7 +167,7 @@ pub const Releases = struct {
         if (file.handle_list.items.len != 0 or file.release.list != .none) return; // opened since
         file.release.list = .waiting;
         file.release.due_ns = 0;
-        releases.waiting.prepend(file);
+        releases.waiting.insert(file);
     }
 
     /// Behind the commit.

@@ -175,8 +175,10 @@ pub const Replay = struct {
         }
         const known = try replay.entry(header.file_id);
         if (header.lsn <= known.fence_lsn) return;
-        const file = try replay.locate(header.file_id, known) orelse
+        const file = try replay.locate(header.file_id, known) orelse {
+            if (!known.removed) try replay.recovered.lost.put(replay.state.allocator, header.file_id, {});
             return replay.setAside(known, header, payload);
+        };
         // Where the file ends once all is in it, whatever of it can be written now.
         file.end = switch (kind) {
             .truncate => header.offset,

@@ -39,6 +39,8 @@ pub const Request = struct {
     /// Of a file that may not be taken as it is now: why; and the descriptor of the client that asks for it.
     refusal: ?control.Refusal = null,
     client_fd: i32 = -1,
+    /// What an earlier daemon called the file, for what the session's ring may hold; 0: none did.
+    former_file_id: u64 = 0,
     /// Reason of a fence, for the event.
     reason: u32 = 0,
     /// 0, or why it failed.

@@ -18,6 +18,8 @@ const ring_memory = @import("ring_memory.zig");
 const RingMemory = ring_memory.RingMemory;
 const File = @import("files.zig").File;
 const Failure = @import("failure.zig").Failure;
+const Waiting = @import("waiting.zig").Waiting;
+const List = @import("waiting.zig").List;
 
 /// As many as one FUTEX_WAITV takes, less the worker's own doorbell.
 pub const rings_max = 127;
@@ -103,6 +105,13 @@ pub const ServedRing = struct {
     has_more_room: bool = false,
     handles: []Handle,
     lines: []Line,
+    /// One for each slot; see waiting.zig.
+    waiting: []Waiting,
+    /// Accepted before this daemon had the ring, for files that it does not know by the names that they had then: each
+    /// is done when its client registers the file again.
+    orphans: List = .{},
+    /// Files that are registered again, by those names.
+    aliases: std.AutoHashMapUnmanaged(u64, *File) = .empty,
     /// Operations below this position were accepted by an earlier daemon: their handles are not in our table.
     recovery_head: u64 = 0,
     recovery_over: bool = false,
@@ -124,6 +133,8 @@ pub const ServedRing = struct {
         // Pages of zeros, which are what an empty table holds: they cost nothing until they are used.
         const handles = try zeroed(Handle, positions.handles_max, failure);
         errdefer release(Handle, handles);
+        const waiting = try zeroed(Waiting, ring.slot_count, failure);
+        errdefer release(Waiting, waiting);
         const lines = allocator.alloc(Line, positions.routes_max) catch return failure.set(@intFromEnum(linux.E.NOMEM), "out of memory for a ring's routes", .{});
         @memset(lines, .{});
         served.* = .{
@@ -136,6 +147,7 @@ pub const ServedRing = struct {
             .consumer = Consumer.init(memory.view, counters),
             .handles = handles,
             .lines = lines,
+            .waiting = waiting,
         };
         return served;
     }
@@ -164,20 +176,33 @@ pub const ServedRing = struct {
         served.memory.close();
         served.publisher.deinit();
         release(Handle, served.handles);
+        release(Waiting, served.waiting);
         allocator.free(served.lines);
         served.logged_positions.deinit(allocator);
+        served.aliases.deinit(allocator);
         allocator.destroy(served);
     }
 
     fn zeroed(comptime T: type, count: usize, failure: *Failure) error{Failed}![]T {
         return switch (os.check(linux.mmap(null, count * @sizeOf(T), linux.PROT.READ | linux.PROT.WRITE, .{ .TYPE = .PRIVATE, .ANONYMOUS = true, .NORESERVE = true }, -1, 0))) {
             .value => |address| @as([*]T, @ptrFromInt(address))[0..count],
-            .errno => |errno| failure.set(errno, "cannot map {d} bytes for a ring's handles: {s}", .{ count * @sizeOf(T), Failure.nameOf(errno) }),
+            .errno => |errno| failure.set(errno, "cannot map {d} bytes for a ring's tables: {s}", .{ count * @sizeOf(T), Failure.nameOf(errno) }),
         };
     }
 
     fn release(comptime T: type, memory: []T) void {
         _ = linux.munmap(@ptrCast(@alignCast(memory.ptr)), memory.len * @sizeOf(T));
+    }
+
+    pub fn forgetAliases(served: *ServedRing, file: *const File) void {
+        var entries = served.aliases.iterator();
+        while (entries.next()) |entry| {
+            if (entry.value_ptr.* == file) served.aliases.removeByPtr(entry.key_ptr);
+        }
+    }
+
+    pub fn waitingAt(served: *ServedRing, position: u64) *Waiting {
+        return &served.waiting[ring.slotIndex(position)];
     }
 
     pub fn headPosition(served: *ServedRing) u64 {

@@ -80,6 +80,8 @@ pub const Recovered = struct {
     files: std.AutoHashMapUnmanaged(u64, *File) = .empty,
     /// Files that have lost their last name: nothing of them is missed.
     removed: std.AutoHashMapUnmanaged(u64, void) = .empty,
+    /// Others that are not found, and that something in the log was for.
+    lost: std.AutoHashMapUnmanaged(u64, void) = .empty,
 
     pub fn deinit(recovered: *Recovered, allocator: std.mem.Allocator) void {
         var sets = recovered.logged_positions.valueIterator();
@@ -87,6 +89,7 @@ pub const Recovered = struct {
         recovered.logged_positions.deinit(allocator);
         recovered.files.deinit(allocator);
         recovered.removed.deinit(allocator);
+        recovered.lost.deinit(allocator);
     }
 
     pub fn noteLogged(recovered: *Recovered, allocator: std.mem.Allocator, ring_uuid: [16]u8, position: u64) !void {
@@ -223,7 +226,10 @@ pub const Worker = struct {
             if (now -% worker.last_tick_ns >= tick_ns) worker.tick(now);
             if (worked) continue;
             if (stopping) {
-                for (worker.served()) |each| each.consumer.leave_open = true;
+                for (worker.served()) |each| {
+                    each.consumer.leave_open = true;
+                    if (!each.orphans.isEmpty()) each.consumer.leave_held = true; // the next daemon finds them there
+                }
                 const drained = worker.isDrained();
                 if (drained or now >= @atomicLoad(u64, &state.stop_deadline_ns, .acquire)) {
                     @atomicStore(bool, &state.drained, drained, .release);
@@ -421,10 +427,18 @@ pub const Worker = struct {
         if (item.position < from.recovery_head) {
             // Accepted by an earlier daemon, whose handle table is gone: the log knows the file by its id.
             if (worker.recovered.files.get(header.file_id)) |file| return file;
+            if (from.aliases.get(header.file_id)) |file| return file;
             if (wasLogged(from, item.position) or worker.recovered.removed.contains(header.file_id)) {
                 from.consumer.consume(item, consumer_module.no_route);
                 return null;
             }
+            // A ring of the clients' own may come late, when its files are let go of. They have them open still.
+            if (from.memory.lock_fd < 0 and !worker.recovered.lost.contains(header.file_id) and header.operation != @intFromEnum(ring.Operation.barrier)) {
+                from.consumer.consumeHeld(item, consumer_module.no_route);
+                from.orphans.append(from, item);
+                return null;
+            }
+            from.consumer.consume(item, consumer_module.no_route);
             worker.setAside(from, item);
             return null;
         }
@@ -448,7 +462,6 @@ pub const Worker = struct {
     /// thrown away.
     fn setAside(worker: *Worker, from: *ServedRing, item: *const Item) void {
         const header = &item.header;
-        from.consumer.consume(item, consumer_module.no_route);
         if (header.operation == @intFromEnum(ring.Operation.barrier)) return;
         const span = ring.spanForLength(header.length_bytes);
         const payload = from.view.payload(item.position, span)[0..header.length_bytes];
@@ -457,6 +470,19 @@ pub const Worker = struct {
             .path = "?",
             .reason = "no log names its file, or the file is not there any more",
         });
+    }
+
+    /// A client registers a file again that its ring may hold something for, by the name that an earlier daemon gave it:
+    /// that is done before anything new.
+    fn takeOrphans(worker: *Worker, from: *ServedRing, former_file_id: u64, file: *File) void {
+        if (former_file_id == 0 or former_file_id == file.file_id) return;
+        // What is open there may be committed later. (Without memory it goes to the quarantine then.)
+        if (from.aliases.count() < ring.slot_count) from.aliases.put(worker.state.allocator, former_file_id, file) catch {};
+        if (from.orphans.isEmpty()) return;
+        const had_none = file.deferred.isEmpty();
+        from.orphans.move(former_file_id, &file.deferred);
+        if (had_none and !file.deferred.isEmpty()) worker.deferring_files += 1;
+        worker.noteDeferred(worker.state.route(file.route));
     }
 
     fn wasLogged(from: *const ServedRing, position: u64) bool {
@@ -473,11 +499,9 @@ pub const Worker = struct {
 
     /// Copies one operation into its route's group.
     fn take(worker: *Worker, from: *ServedRing, item: *const Item, file: *File, route: *Route) Taken {
-        if (file.deferred.items.len > 0 or !worker.mayFill(route)) {
-            if (worker.deferItem(from, item, file)) return .deferred;
-        }
-        const taken = worker.takeNow(from, item, file, route);
-        if (taken == .deferred) assert(worker.deferItem(from, item, file)); // resolveEnd has seen to the memory
+        const must_wait = !file.deferred.isEmpty() or !worker.mayFill(route);
+        const taken: Taken = if (must_wait) .deferred else worker.takeNow(from, item, file, route);
+        if (taken == .deferred) worker.deferItem(from, item, file);
         return taken;
     }
 
@@ -617,48 +641,40 @@ pub const Worker = struct {
                 // What the log held before must never be replayed over it. What is in the file must be durable before
                 // the fence is, and that may take long.
                 if (!file.queue_synced) {
-                    if (file.deferred.ensureUnusedCapacity(worker.state.allocator, 1)) {
-                        file.awaits_fence = true;
-                        return null;
-                    } else |_| {}
-                    // No memory to wait with.
-                    const errno = os.check(linux.fdatasync(file.sync_fd)).err();
-                    if (errno != 0) worker.syncFailed(file, errno);
+                    file.awaits_fence = true;
+                    return null;
                 }
-                if (file.failed_errno == 0) _ = worker.logFence(file, route, .{ .ring = from, .position = item.position });
+                _ = worker.logFence(file, route, .{ .ring = from, .position = item.position });
             }
         }
         return file.end;
     }
 
-    /// false: no memory for it.
-    fn deferItem(worker: *Worker, from: *ServedRing, item: *const Item, file: *File) bool {
-        file.deferred.append(worker.state.allocator, .{ .ring = from, .item = item.* }) catch return false;
-        if (file.deferred.items.len == 1) worker.deferring_files += 1;
-        return true;
+    fn deferItem(worker: *Worker, from: *ServedRing, item: *const Item, file: *File) void {
+        if (file.deferred.isEmpty()) worker.deferring_files += 1;
+        file.deferred.append(from, item);
     }
 
     /// Operations that had to wait: until their route has a log buffer to fill; or, whose file was cut short by somebody
     /// else, until all before them is applied and synced, so that the fence can be logged, and they behind it.
     fn takeDeferred(worker: *Worker) void {
         for (worker.known_files.items) |file| {
-            if (file.deferred.items.len == 0) continue;
+            if (file.deferred.isEmpty()) continue;
             const route = worker.state.route(file.route);
             if (!worker.mayFill(route)) continue;
             if (file.awaits_fence and file.failed_errno == 0) {
                 if (!worker.isSynced(file)) continue;
                 if (!worker.hasRoom()) return;
                 lookAtEnd(file);
-                const first = file.deferred.items[0];
+                const first = file.deferred.first.?;
                 if (!worker.logFence(file, route, .{ .ring = first.ring, .position = first.item.position })) return;
             }
             file.awaits_fence = false;
             // The slots that they hold are given back when they are durable.
             route.sync_wanted = true;
             // The slots that all of them hold are fewer than a buffer has records, but their bytes may be more.
-            var done: usize = 0;
-            while (done < file.deferred.items.len and worker.hasRoom()) : (done += 1) {
-                const waiting = file.deferred.items[done];
+            while (worker.hasRoom()) {
+                const waiting = file.deferred.first orelse break;
                 const line = &waiting.ring.lines[route.index];
                 const position = waiting.item.position;
                 switch (worker.takeNow(waiting.ring, &waiting.item, file, route)) {
@@ -669,10 +685,10 @@ pub const Worker = struct {
                     .rejected => waiting.ring.consumer.settle(position),
                     .deferred => break, // for a fence, now
                 }
+                _ = file.deferred.takeFirst();
                 worker.touch(waiting.ring, route);
             }
-            file.deferred.replaceRangeAssumeCapacity(0, done, &.{});
-            if (file.deferred.items.len == 0) worker.deferring_files -= 1;
+            if (file.deferred.isEmpty()) worker.deferring_files -= 1;
             worker.noteDeferred(route);
         }
     }
@@ -682,7 +698,8 @@ pub const Worker = struct {
         for (worker.served()) |each| each.lines[route.index].deferred_position = Line.no_gate;
         for (worker.known_files.items) |file| {
             if (file.route != route.index) continue;
-            for (file.deferred.items) |waiting| {
+            var next = file.deferred.first;
+            while (next) |waiting| : (next = waiting.next) {
                 const line = &waiting.ring.lines[route.index];
                 line.deferred_position = @min(line.deferred_position, waiting.item.position);
             }
@@ -807,6 +824,8 @@ pub const Worker = struct {
         if (over.recovery_head > over.consumer.tail) worker.state.counters.add(.ring_slots_recovered_total, over.recovery_head - over.consumer.tail);
         over.logged_positions.clearAndFree(worker.state.allocator);
         worker.touchAll(over);
+        if (!worker.recoveryIsOver()) return;
+        for (worker.known_files.items) |file| worker.releases.replayed(file);
     }
 
     /// Every route's waiters look again: who waits for an operation that named no route is among them.
@@ -1405,9 +1424,23 @@ pub const Worker = struct {
                 const file = request.file.?;
                 const route = state.route(file.route);
                 if (file.native == .undecided) return .later;
+                if (!worker.knowFile(file)) {
+                    request.errno = @intFromEnum(linux.E.NOMEM);
+                    return .answered;
+                }
+                if (request.former_file_id != 0) {
+                    const its = request.ring.?;
+                    if (its.consumer.scan < its.recovery_head and !its.lost) return .later;
+                    worker.takeOrphans(its, request.former_file_id, file);
+                    if (!file.deferred.isEmpty()) request.begun = true;
+                }
                 // Who is alone with a file counts on it that nothing of anybody else's is on its way there, be it what an
                 // earlier daemon has accepted.
-                if (file.handle_list.items.len == 0 and !worker.isAtRest(file)) return .later;
+                if ((file.handle_list.items.len == 0 or request.begun) and !worker.isAtRest(file)) return .later;
+                if (request.begun and file.failed_errno == 0 and file.last_lsn > route.log.durableLsn()) {
+                    route.sync_wanted = true;
+                    return .later;
+                }
                 if (request.refusal != null and file.native != .native) {
                     if (file.handle_list.items.len > 0 or file.last_lsn > file.fence_lsn) {
                         request.errno = @intFromEnum(linux.E.STALE); // somebody else has had it since it was fenced
@@ -1415,7 +1448,7 @@ pub const Worker = struct {
                     }
                     file.native = .native;
                 }
-                if (!worker.knowFile(file) or !worker.openHandle(file, request)) {
+                if (!worker.openHandle(file, request)) {
                     request.errno = @intFromEnum(linux.E.NOMEM);
                     return .answered;
                 }
@@ -1431,7 +1464,7 @@ pub const Worker = struct {
             .release => {
                 const file = request.file.?;
                 if (!request.ring.?.isBehindOf(request.barrier, request.session)) return .later;
-                if (file.chain_buffer != null or file.deferred.items.len > 0) return .later;
+                if (file.chain_buffer != null or !file.deferred.isEmpty()) return .later;
                 if (!file.queue.isEmpty() and file.failed_errno == 0) return .later;
                 worker.closeHandle(file, .{ .ring = request.ring.?, .index = request.handle });
                 // What the target refused is tried again: it stays open for writing, in case it cannot be opened again.
@@ -1460,7 +1493,7 @@ pub const Worker = struct {
                         // that had returned when this was asked: it is looked at in any case.
                         if (!each.consumer.hasSeen(request.barriers[each.index])) return .later;
                     }
-                    if (file.deferred.items.len > 0) return .later;
+                    if (!file.deferred.isEmpty()) return .later;
                     request.lsn = file.last_lsn;
                     break :lsn file.last_lsn;
                 };
@@ -1495,6 +1528,10 @@ pub const Worker = struct {
             .leave_ring => {
                 const its = request.ring.?;
                 its.consumer.leave_open = true;
+                while (its.orphans.takeFirst()) |waiting| {
+                    if (!its.lost) worker.setAside(its, &waiting.item);
+                    its.consumer.settle(waiting.item.position);
+                }
                 if (!worker.isDrainedOf(its) or worker.isAskedAboutRing(its, request)) return .later;
                 for (worker.served(), 0..) |each, i| {
                     if (each != its) continue;
@@ -1524,6 +1561,7 @@ pub const Worker = struct {
                     break;
                 }
                 _ = worker.recovered.files.remove(file.file_id);
+                for (worker.served()) |each| each.forgetAliases(file);
                 worker.releases.remove(file);
                 file.known = false;
                 return .answered;
@@ -1536,7 +1574,7 @@ pub const Worker = struct {
         for (worker.served()) |each| {
             if (each.consumer.scan < each.recovery_head) return false;
         }
-        return file.failed_errno != 0 or (file.deferred.items.len == 0 and file.isAppliedTo(file.last_lsn));
+        return file.failed_errno != 0 or (file.deferred.isEmpty() and file.isAppliedTo(file.last_lsn));
     }
 
     pub fn serveFence(worker: *Worker, request: *Request) Served {
@@ -1546,7 +1584,7 @@ pub const Worker = struct {
             if (!entry.ring.isBehindOf(request.barriers[entry.ring.index], entry.session())) return .later;
         }
         if (file.failed_errno != 0) return decideFence(file, request, file.failed_errno);
-        if (file.deferred.items.len > 0 or !worker.isSynced(file) or !worker.hasRoom()) return .later;
+        if (!file.deferred.isEmpty() or !worker.isSynced(file) or !worker.hasRoom()) return .later;
         return if (worker.logFence(file, worker.state.route(file.route), null)) .after_commit else .later;
     }
 
@@ -1603,7 +1641,14 @@ pub const Worker = struct {
                 worker.failed_files += 1;
                 route.failed_files += 1;
             }
+            if (worker.recoveryIsOver()) worker.releases.replayed(file);
         }
+    }
+
+    /// Nothing in the rings is for a file that has no handle.
+    fn recoveryIsOver(worker: *const Worker) bool {
+        for (worker.served()) |each| if (!each.recovery_over) return false;
+        return true;
     }
 
     fn openHandle(worker: *Worker, file: *File, request: *Request) bool {
@@ -1826,7 +1871,7 @@ pub const Worker = struct {
     /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either), or released.
     fn isForgettable(file: *const File, route: *const Route) bool {
         return file.handle_list.items.len == 0 and file.unsynced_lsn == 0 and !file.syncing and file.queue.isEmpty() and
-            file.rewrite_lsn == 0 and file.fences_open == 0 and !file.stray_fence and file.deferred.items.len == 0 and file.chain_buffer == null and
+            file.rewrite_lsn == 0 and file.fences_open == 0 and !file.stray_fence and file.deferred.isEmpty() and file.chain_buffer == null and
             (file.last_lsn <= route.checkpoint.last_lsn or release.isReleased(file));
     }
 

@@ -101,13 +101,10 @@ pub const ThreadAttached = extern struct {
     reserved: u32,
 };
 
-pub const no_route: u32 = std.math.maxInt(u32);
-
 pub const RegisterFile = extern struct {
     header: MessageHeader,
-    /// The route that the client has matched, or `no_route`. For people: the daemon matches again.
-    route: u32,
-    reserved: u32,
+    /// What an earlier daemon called the file: this client's ring may hold something for it by that name. 0: none did.
+    former_file_id: u64,
 };
 
 pub const FileRegistered = extern struct {

@@ -659,17 +659,16 @@ pub const FakeDaemon = struct {
                 return true;
             },
             .register_file => {
-                const message: *const control.RegisterFile = @ptrCast(request);
                 daemon.mutex.lock();
                 defer daemon.mutex.unlock();
                 if (passed < 0) @panic("register_file without a descriptor");
                 const refuse = @atomicLoad(u32, &daemon.refuse, .seq_cst);
-                const in_table = message.route >= daemon.first_route and message.route < daemon.first_route + daemon.specs.len;
-                if (refuse != 0 or !in_table) {
+                const matched = if (refuse == 0) daemon.routeOf(passed) else null;
+                const route = matched orelse {
                     _ = linux.close(passed);
                     refusal(fd, header.sequence, if (refuse != 0) @enumFromInt(refuse) else .not_on_a_route, 0);
                     return true;
-                }
+                };
                 const file_id = daemon.know(passed);
                 const index: u32 = @intCast(daemon.registrations % daemon.handles.len);
                 daemon.registrations += 1;
@@ -680,7 +679,7 @@ pub const FakeDaemon = struct {
                 @atomicStore(positions.Native, &state.native, .routed, .release);
                 @atomicStore(i32, &state.failed_errno, 0, .release);
                 @atomicStore(u32, &state.file_handles, 2, .release); // as if shared: an fsync is a barrier, unless a test says otherwise
-                reply(fd, control.FileRegistered, .file_registered, header.sequence, .{ .header = undefined, .file_id = file_id, .handle = index, .route = message.route }, &.{});
+                reply(fd, control.FileRegistered, .file_registered, header.sequence, .{ .header = undefined, .file_id = file_id, .handle = index, .route = route }, &.{});
                 return true;
             },
             .release_file => {
@@ -763,6 +762,19 @@ pub const FakeDaemon = struct {
             if (behind) return;
             std.Thread.yield() catch {};
         }
+    }
+
+    fn routeOf(daemon: *FakeDaemon, fd: i32) ?u32 {
+        var link: [64]u8 = undefined;
+        const name = std.fmt.bufPrintZ(&link, "/proc/self/fd/{d}", .{fd}) catch unreachable;
+        var buffer: [4096]u8 = undefined;
+        const path = buffer[0..check(linux.readlink(name, &buffer, buffer.len))];
+        const directory = daemon.directoryText();
+        if (!std.mem.startsWith(u8, path, directory)) return null;
+        for (daemon.specs, daemon.first_route..) |spec, route| {
+            if (routes.globMatches(spec.pattern, path[directory.len..])) return @intCast(route);
+        }
+        return null;
     }
 
     fn know(daemon: *FakeDaemon, fd: i32) u64 {
