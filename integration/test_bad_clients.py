@@ -190,6 +190,31 @@ def test_requests_out_of_order_and_with_others_handles_are_refused(raw: RawClien
     others_go_on(elgate_daemon)
 
 
+def test_nobody_fills_the_daemons_log(raw: RawClient, elgate_daemon: ChildDaemon) -> None:
+    """The first ones stand there, and the number of all."""
+    daemon, count = elgate_daemon, 3000
+    for _ in range(count):
+        message = raw.message("AttachThread", "attach_thread")
+        message[6:8] = (999).to_bytes(2, "little")
+        raw.send(message)
+        assert raw.refusal() == "bad_message"
+    others_go_on(daemon)
+    raw.close()
+    assert daemon.stop() == 0
+    said = daemon.events("control_message_bad")
+    assert 256 <= len(said) < 256 + 60
+    assert said[0]["kind"] == 999
+    stopped = daemon.events("stopped")[-1]["counters"]
+    assert stopped["messages_bad_total"] == count
+    left_out = sum(event.get("left_out", 0) for event in said)
+    left_out += sum(
+        event["count"] for event in daemon.events("events_left_out") if event["of"] == "control_message_bad"
+    )
+    dropped = stopped.get("events_dropped_total", 0)
+    assert left_out == stopped["events_left_out_total"]
+    assert len(said) + left_out <= count <= len(said) + left_out + dropped
+
+
 def test_descriptors_that_are_not_a_routed_file_are_refused(
     raw: RawClient, elgate_daemon: ChildDaemon, tmp_path: Path
 ) -> None:

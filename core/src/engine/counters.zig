@@ -44,6 +44,8 @@ pub const Counter = enum(u32) {
     rings_lost_total,
     records_quarantined_total,
     events_dropped_total,
+    /// Above the limit on how many of one name are said.
+    events_left_out_total,
     // How old the oldest record was when a group, or a sync of several, made it durable.
     durable_age_below_500us_total,
     durable_age_below_1ms_total,
