@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rawclient import RawClient
 
 from elgate.daemon.child import ChildDaemon
 
@@ -168,6 +169,57 @@ hear()
     for client in range(count):
         own = [line for line in lines if line.startswith(f"{client} ")]
         assert own == [f"{client} {number}" for number in range(20)]
+
+
+@PER_CLIENT
+def test_claims_that_are_open_when_their_client_goes_keep_no_ring(elgate_daemon: ChildDaemon) -> None:
+    """Of threads that live on; more of them than there can be rings."""
+    daemon, count = elgate_daemon, 140
+    for number in range(count):
+        with RawClient(daemon.socket) as client:
+            client.hello()
+            client.attach(falsely=number % 2 == 0)
+            client.register(daemon.route_dir / "log")
+            client.put(b"open", commit=False)
+            client.put(b"%d\n" % number)
+    daemon.wait_for_event("ring_closed", count=count)
+    written = (daemon.route_dir / "log").read_text().split()
+    assert sorted(written, key=int) == [str(number) for number in range(count)]
+
+
+@PER_CLIENT
+def test_more_clients_than_rings_are_told_and_go_on_by_their_policy(elgate_daemon: ChildDaemon) -> None:
+    daemon = elgate_daemon
+    others = [RawClient(daemon.socket) for _ in range(126)]  # and the shared one
+    for other in others:
+        other.hello()
+    text = """
+import os, sys, elgate
+elgate.patch_all()
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+os.write(fd, b"written")
+print(elgate.status()["routed_operations"])
+"""
+
+    def run(fallback: str) -> subprocess.CompletedProcess[str]:
+        environment = {**daemon.env(), "ELGATE_FALLBACK": fallback, "ELGATE_RECONNECT_TIMEOUT_MS": "100"}
+        command = [sys.executable, "-c", text, str(daemon.route_dir / fallback)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+    native = run("passthrough")
+    assert (native.returncode, native.stdout) == (0, "0\n")
+    assert "as many rings as it can" in native.stderr and "goes on without Elgate" in native.stderr
+    assert (daemon.route_dir / "passthrough").read_bytes() == b"written"
+    for fallback in ("fail", "wait"):
+        assert run(fallback).returncode == 1
+        assert not (daemon.route_dir / fallback).exists()
+    assert "127 rings" in daemon.wait_for_event("ring_refused")["reason"]
+    others.pop().close()
+    daemon.wait_for_event("ring_closed")
+    served = run("fail")
+    assert (served.returncode, served.stdout) == (0, "1\n"), served.stderr
+    for other in others:
+        other.close()
 
 
 @PER_CLIENT

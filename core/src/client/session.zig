@@ -607,7 +607,7 @@ pub const Session = struct {
                     session.connect_errno = if (refusal.errno > 0 and refusal.errno < 4096) @enumFromInt(refusal.errno) else .CONNREFUSED;
                     session.unserved = refusal.reason == .wrong_user;
                     // The ring that we had is just being given up: it is there again, or another one, in a moment.
-                    if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s})", .{refusalName(refusal)});
+                    if (refusal.reason != .stopping) session.warnProtocol("refused this process ({s}){s}", .{ refusalName(refusal), if (session.session_id == 0 and session.fallback == .passthrough) "; it goes on without Elgate" else "" });
                 },
                 // After a first session, a daemon that ends in the middle of a word was killed once more.
                 error.Lost => if (session.session_id == 0) session.warnProtocol("closed the connection, did not answer within {d} ms, or answered what makes no sense; is it of another version?", .{answer_timeout_ms}),
@@ -1171,6 +1171,8 @@ pub var process: Session = .{};
 pub fn refusalName(refusal: Refusal) []const u8 {
     if (refusal.reason == .limit_reached and (refusal.errno == @intFromEnum(E.MFILE) or refusal.errno == @intFromEnum(E.AGAIN)))
         return "the daemon is out of file descriptors: raise its RLIMIT_NOFILE";
+    if (refusal.reason == .limit_reached and refusal.errno == @intFromEnum(E.USERS))
+        return "it serves as many rings as it can: one for each user, or, with ring.isolation: per_client, for each client";
     return switch (refusal.reason) {
         .bad_message => "it did not understand the message",
         .version_mismatch => "it is of another version",

@@ -508,8 +508,9 @@ pub const Control = struct {
             adopted = self.adoptRing(session, fd);
         };
         const mine = if (before) |known| known.uid == session.credentials.uid else false;
-        const its = (if (mine) before else adopted orelse self.ringFor(session)) orelse
-            return self.refuse(session, sequence, .limit_reached, @intFromEnum(linux.E.NOSPC));
+        var errno: i32 = 0;
+        const its = (if (mine) before else adopted orelse self.ringFor(session, &errno)) orelse
+            return self.refuse(session, sequence, .limit_reached, errno);
         its.sessions += 1;
         session.ring = its;
         const runtime = std.mem.sliceTo(&hello.runtime, 0);
@@ -530,7 +531,7 @@ pub const Control = struct {
 
     /// A ring serves one user: whoever can map it can read and forge what is in it. null: there are too many, or there
     /// is no memory for another.
-    fn ringFor(self: *Control, session: *const Session) ?*ServedRing {
+    fn ringFor(self: *Control, session: *const Session, errno: *i32) ?*ServedRing {
         const state = self.state;
         const uid = session.credentials.uid;
         if (!state.ring_per_client) {
@@ -541,6 +542,7 @@ pub const Control = struct {
         }
         var failure = Failure{};
         return self.makeRing(uid, &failure) catch {
+            errno.* = failure.errno;
             state.events.post(.@"error", "ring_refused", .{ .session = session.id, .pid = session.credentials.pid, .uid = uid, .errno = failure.errno, .reason = failure.message() });
             return null;
         };
@@ -557,7 +559,7 @@ pub const Control = struct {
         for (self.rings, 0..) |each, index| {
             if (each == null) return @intCast(index);
         }
-        return failure.set(@intFromEnum(linux.E.NOSPC), "{d} rings are in use already, and no more can be served", .{served_ring.rings_max});
+        return failure.set(@intFromEnum(linux.E.USERS), "{d} rings are in use already, and no more can be served: one for each user, or, with ring.isolation: per_client, for each client", .{served_ring.rings_max});
     }
 
     /// The ring that we serve whose memory a client's descriptor is.
