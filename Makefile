@@ -19,6 +19,8 @@ ZIG_CPU_x86_64 := x86_64_v2
 ZIG_CPU_aarch64 := baseline+crc
 export ZIG_LOCAL_CACHE_DIR := $(CURDIR)/.zig-cache
 export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/.zig-cache/global
+# Else each Python process, and tests start thousands, would compile its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 ZIG := $(RUN) -m ziglang
 # With a limit: a test that hangs is a test that fails.
 ZIG_TEST := timeout 300 $(ZIG) test -lc -fllvm -mcpu=$(ZIG_CPU_$(MACHINE)) -Icore/include
@@ -124,5 +126,5 @@ check: build
 	$(MAKE) test-ring-model STEPS_OUT_OF_TURN=2
 
 clean:
-	rm -rf $(VENV) .zig-cache dist daemon/elgate/daemon/*.so daemon/elgate/daemon/*.h \
-		sdks/python/elgate/*.so sdks/python/elgate/*.h
+	rm -rf $(VENV) .zig-cache dist daemon/elgate/daemon/*.so daemon/elgate/daemon/*_declarations.py \
+		sdks/python/elgate/*.so sdks/python/elgate/*_declarations.py

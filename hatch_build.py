@@ -13,9 +13,11 @@ cffi's ABI mode: one wheel per machine serves every Python, hence the tag py3-no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -40,11 +42,13 @@ CPU_OF_MACHINE = {"x86_64": "x86_64_v2", "aarch64": "baseline+crc"}
 
 
 class Library(NamedTuple):
-    """One shared library: its root source file, the package that it lies in, the header that describes it."""
+    """One shared library: its root source file, the package that it lies in, the header that describes it, and the
+    Python module that is made from that."""
 
     name: str
     package: Path
     header: str | None = None
+    declarations: str | None = None
     mode: str = "ReleaseFast"
 
     @property
@@ -53,8 +57,8 @@ class Library(NamedTuple):
 
 
 LIBRARIES = (
-    Library("elgate_client", SDK_PACKAGE, "elgate_client.h"),
-    Library("elgate_core", DAEMON_PACKAGE, "elgate_core.h"),
+    Library("elgate_client", SDK_PACKAGE, "elgate_client.h", "_client_declarations"),
+    Library("elgate_core", DAEMON_PACKAGE, "elgate_core.h", "core_declarations"),
     Library("elgate_bench", DAEMON_PACKAGE),
 )
 # The engine with its test doors open: for tests, so with all of Zig's checks, and compiled in a fifth of the time.
@@ -134,7 +138,8 @@ def keep(built: Path, kept: Path, predecessors: str) -> None:
 
 
 def build(machine: str, destination: Path, libraries: Sequence[Library] = LIBRARIES) -> None:
-    """Compiles `libraries` and lays each beside its header, in its package's folder under `destination`."""
+    """Compiles `libraries` and lays each beside what its header declares, in its package's folder under
+    `destination`."""
     if machine not in CPU_OF_MACHINE:
         raise BuildFailed(f"elgate runs on {' and '.join(CPU_OF_MACHINE)}, not on {machine}")
     with ThreadPoolExecutor() as pool:
@@ -144,8 +149,31 @@ def build(machine: str, destination: Path, libraries: Sequence[Library] = LIBRAR
         ]:
             compiled.result()
     for library in libraries:
-        if library.header is not None:
-            shutil.copyfile(HEADERS / library.header, destination / library.package / library.header)
+        if library.header is not None and library.declarations is not None:
+            declare(HEADERS / library.header, destination / library.package / f"{library.declarations}.py")
+
+
+def declare(header: Path, module: Path) -> None:
+    """Makes the module whose `ffi` knows what the header says. Nothing is parsed any more where it is imported."""
+    try:
+        from cffi import FFI
+    except ModuleNotFoundError as error:
+        raise BuildFailed("what reads the headers is missing: pip install cffi") from error
+    ffi = FFI()
+    ffi.cdef(readable(header.read_text()))
+    ffi.set_source(f"elgate.{module.stem}", None)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=module.parent) as scratch:
+        made = Path(scratch) / module.name
+        with contextlib.redirect_stdout(None):
+            ffi.emit_python_code(str(made))
+        os.replace(made, module)
+
+
+def readable(header: str) -> str:
+    """A header as cffi reads it: without comments, guards and includes. Numeric constants stay."""
+    kept = [line for line in header.splitlines() if not line.startswith("#") or re.match(r"#define\s+\w+\s+-?\d", line)]
+    included = "struct iovec { void *iov_base; size_t iov_len; };" if "<sys/uio.h>" in header else ""
+    return included + re.sub(r"/\*.*?\*/", "", "\n".join(kept), flags=re.DOTALL)
 
 
 def refuse_other_systems() -> None:

@@ -21,7 +21,7 @@ LIBRARIES = {
     "elgate/daemon/libelgate_core.so",
     "elgate/daemon/libelgate_bench.so",
 }
-HEADERS = {"elgate/elgate_client.h", "elgate/daemon/elgate_core.h"}
+DECLARATIONS = {"elgate/_client_declarations.py", "elgate/daemon/core_declarations.py"}
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -47,7 +47,7 @@ def test_sdist_makes_a_wheel_that_works_in_an_empty_environment(tmp_path: Path) 
     run(*hatchling, "-t", "sdist", cwd=ROOT)
     (sdist,) = (tmp_path / "dist").glob("elgate-*.tar.gz")
     with tarfile.open(sdist) as archive:
-        assert not [name for name in archive.getnames() if name.endswith(".so")]
+        assert not [name for name in archive.getnames() if name.endswith((".so", "_declarations.py"))]
         archive.extractall(tmp_path, filter="data")
     (source,) = (path for path in tmp_path.glob("elgate-*") if path.is_dir())
 
@@ -56,7 +56,7 @@ def test_sdist_makes_a_wheel_that_works_in_an_empty_environment(tmp_path: Path) 
     assert wheel.name.endswith(f"-py3-none-manylinux_2_17_{platform.machine()}.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        assert names >= LIBRARIES | HEADERS
+        assert names >= LIBRARIES | DECLARATIONS
         assert names >= {"elgate/__init__.py", "elgate/run.py", "elgate/daemon/cli.py"}
         assert not [name for name in names if not name.startswith(("elgate/", "elgate-"))]
         for library in LIBRARIES:

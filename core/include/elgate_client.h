@@ -6,7 +6,7 @@
  *   - Every function may be called from any thread, but for those marked otherwise; none allocates on the data path.
  *   - Nothing waits without a limit: a daemon that is gone is waited for up to ELGATE_RECONNECT_TIMEOUT_MS
  *     (environment, default 30000), then the operation fails with -EIO.
- *   - cffi reads this file as it is: no preprocessor but the guards and the constants below.
+ *   - cffi reads this file (hatch_build.py): no preprocessor but the guards and the constants below.
  */
 #ifndef ELGATE_CLIENT_H
 #define ELGATE_CLIENT_H

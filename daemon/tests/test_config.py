@@ -366,6 +366,14 @@ class TestPlaces:
         assert places.default_ring() == Path("/dev/shm/elgate_ring")
         assert places.default_state_directory() == Path("/var/lib/elgate")
 
+    def test_mounts_are_read_as_the_kernel_writes_them(self, tmp_path: Path) -> None:
+        table = tmp_path / "mounts"
+        table.write_text("/dev/vda1 / ext4 rw 0 0\n" + r"none /a\040b\134c\011\012/\303ü tmpfs rw,size=1k 0 0" + "\n")
+        assert list(places.mounts(table)) == [
+            ["/dev/vda1", "/", "ext4"],
+            ["none", "/a b\\c\t\n/Ãü", "tmpfs"],
+        ]
+
     def test_shared_memory_is_volatile(self) -> None:
         assert places.filesystem_of(Path("/dev/shm/not/there/yet")).type == "tmpfs"
         assert places.filesystem_of(Path("/dev/shm")).volatile

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 EXTRA_MISSING = """\
 elgate: the command line and the daemon need '{module}', which is not installed.
@@ -14,14 +15,10 @@ What applications need is installed without it. For the rest, in a clone of Elga
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    try:
-        import click  # noqa: F401
-        import psutil  # noqa: F401
-        import rich  # noqa: F401
-        import yaml  # noqa: F401
-    except ModuleNotFoundError as error:
-        print(EXTRA_MISSING.format(module=error.name, python=sys.executable), file=sys.stderr)
-        return 1
+    for module in ("click", "psutil", "rich", "yaml"):
+        if find_spec(module) is None:
+            print(EXTRA_MISSING.format(module=module, python=sys.executable), file=sys.stderr)
+            return 1
     from elgate.daemon.commands import elgate
 
     # Click's own handling of usage errors, of a closed pipe and of Ctrl-C ends in SystemExit.

@@ -6,17 +6,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
-from elgate.daemon import config as configuration
+# What one command alone needs is imported there: all of them wait for what stands here.
 
 CONFIG_OPTION = click.option(
     "--config",
@@ -98,6 +94,9 @@ HAS_ELGATE = "import importlib.util, sys; sys.exit(importlib.util.find_spec('elg
 
 def with_an_interpreter_that_has_elgate(arguments: list[str]) -> list[str]:
     """`arguments` as `hooked_command` made them. Raises ClickException where that interpreter cannot run elgate.run."""
+    import shutil
+    import subprocess
+
     options = arguments[1 : arguments.index("elgate.run") - 1]
     probe = [arguments[0], *options, "-c", HAS_ELGATE]
     try:
@@ -159,6 +158,7 @@ def daemon_status() -> dict[str, Any]:
 def doctor(context: click.Context, config_path: Path | None, as_json: bool) -> None:
     """What this host has for Elgate, what was chosen, and what would improve it. Exit code 1 where something must be
     mended."""
+    from elgate.daemon import config as configuration
     from elgate.daemon.doctor import PROBLEM, examine, show
 
     try:
@@ -185,11 +185,13 @@ def config_group() -> None:
 @click.pass_context
 def config_check(context: click.Context, file: Path, as_json: bool) -> None:
     """Check FILE and list all that is wrong with it. Exit code 2 if anything is."""
+    from elgate.daemon import config as configuration
+
     try:
         loaded = configuration.load(file)
     except configuration.ConfigurationError as error:
         if as_json:
-            problems = [vars(problem) for problem in error.problems]
+            problems = [problem._asdict() for problem in error.problems]
             click.echo(json.dumps({"file": str(file), "ok": False, "problems": problems}))
         else:
             click.echo(str(error), err=True)
@@ -207,6 +209,10 @@ def config_check(context: click.Context, file: Path, as_json: bool) -> None:
 @click.pass_context
 def config_show(context: click.Context, config_path: Path | None, as_json: bool) -> None:
     """Show the effective configuration, defaults filled in, as YAML."""
+    import yaml
+
+    from elgate.daemon import config as configuration
+
     try:
         document = configuration.load(config_path).as_document()
     except configuration.ConfigurationError as error:
@@ -253,6 +259,8 @@ def demo(context: click.Context, directory: Path | None, keep: bool, as_json: bo
 @JSON_OPTION
 def version(as_json: bool) -> None:
     """Show the versions of the package and of its native engine."""
+    from importlib import metadata
+
     from elgate.daemon import engine
 
     package = metadata.version("elgate")

@@ -1,4 +1,4 @@
-"""The daemon's configuration: one YAML file, read into dataclasses, or embedded defaults.
+"""The daemon's configuration: one YAML file, read into named tuples, or embedded defaults.
 
 Every problem of a file is found in one pass and reported as `file:line: field: what is wrong, what is allowed`.
 That is why this walks PyYAML's *nodes*, which know their line, and not the plain dictionaries that a schema library
@@ -7,15 +7,13 @@ validates (docs/dependencies.md has the comparison). Reading has no side effect;
 
 from __future__ import annotations
 
-import difflib
 import functools
 import grp
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -50,8 +48,7 @@ TEST_STUB = "test_stub"
 STUB_SUFFIX = ".stub"
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One thing that is wrong, and where."""
 
     source: str
@@ -72,28 +69,24 @@ class ConfigurationError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(NamedTuple):
     mode: str = "auto"
     shards: str | int = "auto"
 
 
-@dataclass(frozen=True)
-class Control:
+class Control(NamedTuple):
     socket: Path
     mode: int = 0o660
     group: str | None = None
     gid: int = -1
 
 
-@dataclass(frozen=True)
-class Ring:
+class Ring(NamedTuple):
     path: Path
     isolation: str = "per_uid"
 
 
-@dataclass(frozen=True)
-class Wal:
+class Wal(NamedTuple):
     dir: Path
     segment_bytes: int = 64 * MIB
     max_bytes: int = 4096 * MIB
@@ -104,25 +97,22 @@ class Wal:
     allow_volatile: bool = False
 
 
-@dataclass(frozen=True)
-class Disk:
+class Disk(NamedTuple):
     # What writes the target files: a thread per file system, or io_uring. docs/benchmarks.md compares them.
     engine: str = "threads"
 
 
-@dataclass(frozen=True)
-class Test:
+class Test(NamedTuple):
     """For benchmarks and tests: what a daemon that should keep data safe must never have."""
 
     # Records are checked and dropped, to measure the ring alone.
     null_sink: bool = False
 
     def switched_on(self) -> list[str]:
-        return [name for name, value in vars(self).items() if value]
+        return [name for name, value in self._asdict().items() if value]
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     name: str
     # As the engine matches it: the part before the first wildcard with its symlinks resolved.
     pattern: str
@@ -135,8 +125,7 @@ class Route:
     on_full: str = "block"
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     source: str
     runtime: Runtime
     control: Control
@@ -146,7 +135,7 @@ class Config:
     disk: Disk = Disk()
     test: Test = Test()
     # Line of each field that stands in the file, for errors that are found only later.
-    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    lines: Mapping[str, int] = {}
 
     @property
     def is_stub(self) -> bool:
@@ -256,6 +245,8 @@ class _Walk:
             elif not_built is not None and key in not_built:
                 self.report(key_node, path, not_built[key])
             elif key not in parsers:
+                import difflib
+
                 close = difflib.get_close_matches(key, parsers, n=1)
                 guess = f"; did you mean '{close[0]}'?" if close else ""
                 self.report(key_node, path, f"unknown key, allowed: {_listed(parsers)}{guess}")
@@ -400,6 +391,8 @@ def _one_of(allowed: tuple[str, ...], not_built: Mapping[str, str] | None = None
             return text
         if not_built is not None and text in not_built:
             raise _Invalid(f"'{text}' {not_built[text]}, allowed: {_listed(allowed)}")
+        import difflib
+
         close = difflib.get_close_matches(text, allowed, n=1)
         guess = f"; did you mean '{close[0]}'?" if close else ""
         raise _Invalid(f"is {_describe(node)}, allowed: {_listed(allowed)}{guess}")
@@ -695,11 +688,10 @@ def _with_places_of_its_own(config: Config) -> Config:
     def apart(path: Path) -> Path:
         return path if path.name.endswith(STUB_SUFFIX) else path.with_name(path.name + STUB_SUFFIX)
 
-    return replace(
-        config,
-        ring=replace(config.ring, path=apart(config.ring.path)),
+    return config._replace(
+        ring=config.ring._replace(path=apart(config.ring.path)),
         # Zero-written ahead, and never filled by a test.
-        wal=replace(config.wal, dir=apart(config.wal.dir), segment_bytes=SEGMENT_BYTES_MIN, allow_volatile=True),
+        wal=config.wal._replace(dir=apart(config.wal.dir), segment_bytes=SEGMENT_BYTES_MIN, allow_volatile=True),
     )
 
 

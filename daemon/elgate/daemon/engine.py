@@ -1,6 +1,6 @@
 """The native engine (libelgate_core.so) as a Python object, through cffi's ABI mode.
 
-What the C header says is what is declared here: the header is installed beside the library and read as it is.
+What is declared is what the C header says: the build makes `core_declarations` from it.
 No call is on a data path. All methods may be called from any thread, `next_event` from one only.
 """
 
@@ -9,23 +9,19 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cffi
-
-from elgate.daemon.config import Config, Route, stub_table_of
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from elgate.daemon.config import Config, Route
 
 # Another build of the same engine may stand in, for tests and for those who look for a fault.
 LIBRARY = Path(os.environ.get("ELGATE_CORE_LIBRARY", Path(__file__).parent / "libelgate_core.so"))
-HEADER = Path(__file__).parent / "elgate_core.h"
 
 ERROR_TEXT_BYTES = 4096
 EVENT_BYTES = 64 << 10
-
-_ffi = cffi.FFI()
 
 
 class EngineError(Exception):
@@ -40,28 +36,15 @@ class EngineStopped(Exception):
     """There will be no more events."""
 
 
-def declarations(header: str) -> str:
-    """A C header without what cffi cannot read: include guards and includes. Numeric constants stay."""
-    kept = [
-        line
-        for line in header.splitlines()
-        if not line.lstrip().startswith("#") or re.match(r"\s*#\s*define\s+\w+\s+-?\d", line)
-    ]
-    return re.sub(r"/\*.*?\*/", "", "\n".join(kept), flags=re.DOTALL)
+try:
+    from elgate.daemon.core_declarations import ffi as _ffi
 
-
-def _load() -> Any:
-    try:
-        _ffi.cdef(declarations(HEADER.read_text()))
-        return _ffi.dlopen(str(LIBRARY))
-    except OSError as error:
-        raise ImportError(
-            f"the native engine cannot be loaded: {error}; it is built when the package is installed, "
-            f"so install it again (in a source tree: make build)"
-        ) from error
-
-
-_library = _load()
+    _library = _ffi.dlopen(str(LIBRARY))
+except (ImportError, OSError) as error:
+    raise ImportError(
+        f"the native engine cannot be loaded: {error}; it is built when the package is installed, "
+        f"so install it again (in a source tree: make build)"
+    ) from error
 
 
 def version() -> str:
@@ -143,6 +126,8 @@ class Engine:
         if config.test.null_sink:
             engine_config.flags |= _library.ELGATE_ENGINE_NULL_SINK
         if config.is_stub:
+            from elgate.daemon.config import stub_table_of
+
             engine_config.stub_path = arguments.string(stub_table_of(config.control.socket))
         # The stub's faults come from the threads that write.
         if config.disk.engine == "io_uring" and not config.is_stub:
@@ -157,7 +142,7 @@ class Engine:
         if progress is not None:
             # Kept until the call is over.
             tell = _ffi.callback(
-                "void(const char *, uint64_t, uint64_t)",
+                "void (*)(const char *, uint64_t, uint64_t)",
                 lambda route, done, total: progress(_ffi.string(route).decode(), done, total),
             )
             engine_config.progress = tell

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
+from typing import NamedTuple
 
 # File systems whose files are gone after a power cut, or (overlay) with their container.
 VOLATILE_FILESYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs", "overlay", "aufs"})
@@ -68,8 +67,7 @@ def default_state_directory() -> Path:
     return Path.home() / ".local" / "state" / "elgate"
 
 
-@dataclass(frozen=True)
-class Filesystem:
+class Filesystem(NamedTuple):
     type: str
     mount_point: str
     device: str
@@ -87,12 +85,22 @@ def filesystem_of(path: Path) -> Filesystem:
     resolved = os.path.realpath(path)
     best: Filesystem | None = None
     # Later mounts hide earlier ones at the same place: of equals, the last one counts.
-    for partition in psutil.disk_partitions(all=True):
-        mount_point = partition.mountpoint
+    for device, mount_point, kind in mounts():
         inside = resolved == mount_point or resolved.startswith(mount_point.rstrip("/") + "/")
         if inside and (best is None or len(mount_point) >= len(best.mount_point)):
-            best = Filesystem(partition.fstype, mount_point, partition.device)
+            best = Filesystem(kind, mount_point, device)
     return best or Filesystem("unknown", "/", "")
+
+
+def mounts(table: str | Path = "/proc/self/mounts") -> Iterator[list[str]]:
+    """Device, mount point and type of each mount: proc_pid_mounts(5)."""
+    with open(table, "rb") as lines:
+        for line in lines:
+            # Blanks and backslashes stand in octal.
+            yield [
+                re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), os.fsdecode(field))
+                for field in line.split(b" ")[:3]
+            ]
 
 
 def scratch_directory(prefix: str) -> Path:
@@ -101,6 +109,8 @@ def scratch_directory(prefix: str) -> Path:
     Tried in turn: TMPDIR (or /tmp), /var/tmp, beside the user's state directory, the current directory. Where all of
     them are volatile the first one that can be written is taken: the caller asks `filesystem_of` and says so.
     """
+    import tempfile
+
     candidates = [Path(tempfile.gettempdir()), Path("/var/tmp"), default_state_directory().parent, Path.cwd()]
     writable = [candidate for candidate in candidates if os.access(candidate, os.W_OK | os.X_OK)]
     if not writable:

@@ -12,7 +12,6 @@ import errno
 import os
 import shutil
 import signal
-import socket
 import threading
 from pathlib import Path
 
@@ -211,6 +210,8 @@ def _notify_service_manager(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
+    import socket
+
     if address.startswith("@"):
         address = "\0" + address[1:]
     try:

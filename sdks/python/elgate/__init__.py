@@ -15,14 +15,21 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from pkgutil import extend_path
-from typing import TYPE_CHECKING, Any
 
-# elgate.daemon lies in a folder of its own.
-__path__ = extend_path(__path__, __name__)
-
+# As type checkers know it. Each program waits for what is imported here: typing is needed by them alone, in all modules.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from elgate._append import Ack
+
+# In a source tree elgate.daemon lies in a folder of its own.
+if not os.path.isdir(os.path.join(__path__[0], "daemon")):
+    __path__.extend(
+        folder
+        for folder in (os.path.join(entry, "elgate") for entry in sys.path)
+        if folder not in __path__ and os.path.isdir(folder)
+    )
 
 __all__ = ["Ack", "append", "close", "original", "patch_all", "status", "unpatch_all"]
 

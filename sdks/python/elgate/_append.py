@@ -7,7 +7,6 @@ import math
 import os
 import threading
 import time
-from typing import Any, Union
 
 from elgate import _native
 from elgate._descriptors import (
@@ -23,6 +22,12 @@ from elgate._descriptors import (
 from elgate._file import memory_of, native_write
 from elgate._native import LEVEL_NAMES, LEVELS, NATIVE, answering, ffi, library, os_error
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Union
+
+    Path = Union[str, bytes, os.PathLike[str], os.PathLike[bytes]]
+
 native_fsync = os.fsync
 
 elgate_append = answering(library.elgate_append)
@@ -31,8 +36,6 @@ elgate_wait = answering(library.elgate_wait)
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 _CLOSE_POLL_S = 0.001
-
-Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 
 
 class Appender:

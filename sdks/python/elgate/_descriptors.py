@@ -17,14 +17,17 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Iterable
 from stat import S_ISREG
-from typing import Any, Union
 
-from elgate._native import NATIVE, answering, by_handler, constants, library, os_error
+from elgate._native import NATIVE, answering, by_handler, library, os_error
 
-Inode = tuple[int, int]
-Path = Union[str, bytes]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, Union
+
+    Inode = tuple[int, int]
+    Path = Union[str, bytes]
 
 native_close = os.close
 native_fstat = os.fstat
@@ -44,12 +47,12 @@ elgate_ftruncate = answering(library.elgate_ftruncate)
 elgate_go_native = answering(library.elgate_go_native)
 elgate_path_is_routed = library.elgate_path_is_routed
 
-MAPPED: int = constants["ELGATE_REASON_MAPPED"]
-DIRECT: int = constants["ELGATE_REASON_DIRECT"]
-KERNEL_COPY: int = constants["ELGATE_REASON_KERNEL_COPY"]
-PASSED_ON: int = constants["ELGATE_REASON_PASSED_ON"]
-LINKED: int = constants["ELGATE_REASON_LINKED"]
-UNSUPPORTED: int = constants["ELGATE_REASON_UNSUPPORTED"]
+MAPPED: int = library.ELGATE_REASON_MAPPED
+DIRECT: int = library.ELGATE_REASON_DIRECT
+KERNEL_COPY: int = library.ELGATE_REASON_KERNEL_COPY
+PASSED_ON: int = library.ELGATE_REASON_PASSED_ON
+LINKED: int = library.ELGATE_REASON_LINKED
+UNSUPPORTED: int = library.ELGATE_REASON_UNSUPPORTED
 
 # Descriptors whose writes go to Elgate, without those in `duplicates`.
 routed: set[int] = set()

@@ -9,16 +9,13 @@ written a second time when the file is closed. A `for` calls its iterator and st
 
 from __future__ import annotations
 
-import contextlib
 import io
 import operator
 import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable
 from errno import EAGAIN, EINTR
-from typing import Any, Union
 
 from elgate import _descriptors
 from elgate._descriptors import (
@@ -39,6 +36,14 @@ from elgate._descriptors import (
 )
 from elgate._native import NATIVE, before_exit, by_handler, from_buffer, library, os_error
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Union
+
+    File = Union[str, bytes, int, os.PathLike[Any]]
+    Opener = Callable[[Any, int], int]
+
 native_file_close = io.FileIO.close
 native_file_read = io.FileIO.read
 native_file_readall = io.FileIO.readall
@@ -52,9 +57,6 @@ native_set_inheritable = os.set_inheritable
 native_write = os.write
 
 elgate_write = library.elgate_write
-
-File = Union[str, bytes, int, "os.PathLike[Any]"]
-Opener = Callable[[Any, int], int]
 
 _WRITING = frozenset("wax+")
 OFFSET_MAX = (1 << 63) - 1
@@ -321,9 +323,10 @@ _open_files: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def _flush_all() -> None:
     for file in list(_open_files):
-        # Closed already, or it fails once more when it is finalized, which is told then.
-        with contextlib.suppress(OSError, ValueError):
+        try:
             file.flush()
+        except (OSError, ValueError):
+            pass  # closed already, or it fails once more when it is finalized, which is told then
 
 
 before_exit.append(_flush_all)

@@ -20,10 +20,8 @@ import importlib
 import mmap
 import os
 import socket
-from collections.abc import Callable, Sequence
 from errno import EINTR
 from types import MethodType
-from typing import Any
 
 from elgate import _descriptors
 from elgate._descriptors import (
@@ -68,6 +66,11 @@ from elgate._descriptors import (
 )
 from elgate._file import OFFSET_MAX, memory_of, native_write, routed_open
 from elgate._native import NATIVE, answering, by_handler, ffi, library, os_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 elgate_fallocate = answering(library.elgate_fallocate)
 elgate_fsync = answering(library.elgate_fsync)

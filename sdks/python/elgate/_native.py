@@ -1,53 +1,46 @@
-"""The client library: finding it, declaring it, and what its answers mean.
+"""The client library: finding it, and what its answers mean.
 
-`elgate_client.h` lies beside the library, and cffi reads it as it is: no function, structure or constant is
-written down a second time here. Importing this module loads the library; nothing connects before `start`.
+No function, structure or constant is written down a second time here: the build makes `_client_declarations` from
+elgate_client.h, with cffi. Importing this module loads the library; nothing connects before `start`.
 """
 
 from __future__ import annotations
 
 import atexit
-import functools
 import os
-import re
 import sys
-from collections.abc import Callable
 from errno import EINTR
-from typing import Any
 
-from cffi import FFI
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _LIBRARY = os.path.join(_PACKAGE, "libelgate_client.so")
-_HEADER = os.path.join(_PACKAGE, "elgate_client.h")
-
-# What the header takes from <sys/uio.h>.
-_IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"
-_CONSTANT = re.compile(r"^#define\s+(ELGATE_\w+)\s+(-?\d+)\s*$", re.MULTILINE)
+_DECLARATIONS = os.path.join(_PACKAGE, "_client_declarations.py")
 
 
-def _load() -> tuple[FFI, Any, dict[str, int]]:
-    missing = [path for path in (_LIBRARY, _HEADER) if not os.path.exists(path)]
+def _load() -> tuple[Any, Any]:
+    missing = [path for path in (_LIBRARY, _DECLARATIONS) if not os.path.exists(path)]
     if missing:
         raise ImportError(
             f"elgate: {' and '.join(missing)} missing: the native parts of this installation were not built. "
             "Install the package (pip install elgate), or run `make build` in a source tree."
         )
-    with open(_HEADER, encoding="utf-8") as file:
-        header = file.read()
-    ffi = FFI()
-    ffi.cdef(_IOVEC + "\n".join(line for line in header.splitlines() if not line.startswith("#")))
-    return ffi, ffi.dlopen(_LIBRARY), {name: int(value) for name, value in _CONSTANT.findall(header)}
+    from elgate._client_declarations import ffi
+
+    return ffi, ffi.dlopen(_LIBRARY)
 
 
-ffi, library, constants = _load()
+ffi, library = _load()
 
-# The memory of a buffer as `const void *`, without a copy: ffi.from_buffer without its layer of Python.
-from_buffer = functools.partial(ffi._backend.from_buffer, ffi.typeof("char[]"))  # type: ignore[attr-defined]
+# The memory of a buffer as `const void *`, without a copy.
+from_buffer: Callable[[Any], Any] = ffi.from_buffer
 
-NATIVE: int = constants["ELGATE_NATIVE"]
+NATIVE: int = library.ELGATE_NATIVE
 LEVELS: dict[str, int] = {
-    name: constants["ELGATE_" + name.upper()] for name in ("accepted", "logged", "durable", "applied")
+    name: getattr(library, "ELGATE_" + name.upper()) for name in ("accepted", "logged", "durable", "applied")
 }
 LEVEL_NAMES: dict[int, str] = {number: name for name, number in LEVELS.items()}
 

@@ -8,12 +8,15 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 from elgate import _descriptors
 from elgate._hooks import hooks, native_sendmsg, originals, socket_sendmsg
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 # Sets of functions by which programs ask what a function of os can do.
 _CAPABILITIES = ("supports_dir_fd", "supports_effective_ids", "supports_fd", "supports_follow_symlinks")

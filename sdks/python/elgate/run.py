@@ -10,16 +10,17 @@ only its own frames in a traceback. Exit codes, signals and atexit are left to t
 
 from __future__ import annotations
 
-import linecache
 import os
 import runpy
 import sys
 from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
-from pkgutil import get_importer
 from types import CodeType, ModuleType, TracebackType
-from typing import Any, NoReturn
 
 import elgate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 USAGE = "usage: python -m elgate.run [-m module | -c code | program.py | directory | archive.zip | -] [argument ...]"
 
@@ -70,6 +71,8 @@ def _run_code(source: str, arguments: list[str]) -> None:
     sys.argv[:] = ["-c", *arguments]
     _search_first("")
     if sys.version_info >= (3, 13):
+        import linecache
+
         # Where tracebacks find its lines.
         lines = [line + "\n" for line in source.splitlines()]
         linecache.cache["<string>"] = (len(source), None, lines, "<string>")
@@ -77,6 +80,8 @@ def _run_code(source: str, arguments: list[str]) -> None:
 
 
 def _run_path(path: str, arguments: list[str]) -> None:
+    from pkgutil import get_importer
+
     sys.argv[:] = [path, *arguments]
     if path == "-":
         _search_first("")

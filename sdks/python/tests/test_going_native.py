@@ -35,9 +35,7 @@ CAUSES = {
 
 
 def _reasons() -> dict[str, int]:
-    from elgate import _native
-
-    header = (Path(_native.__file__).parent / "elgate_client.h").read_text()
+    header = (Path(__file__).parents[3] / "core/include/elgate_client.h").read_text()
     return {name: int(value) for name, value in re.findall(r"#define ELGATE_REASON_(\w+) (\d+)", header)}
 
 

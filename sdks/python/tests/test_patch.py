@@ -218,7 +218,7 @@ def test_disabled_hooks_nothing_and_loads_nothing(run_python: Run, no_daemon: di
         import elgate
         assert elgate.patch_all() is False
         assert (open, os.write, os.close) == before
-        assert "cffi" not in sys.modules
+        assert "_cffi_backend" not in sys.modules
         elgate.unpatch_all()
         elgate.close()
         assert elgate.original("os.write") is os.write
@@ -229,7 +229,20 @@ def test_disabled_hooks_nothing_and_loads_nothing(run_python: Run, no_daemon: di
 
 
 def test_importing_elgate_loads_nothing(run_python: Run, no_daemon: dict[str, str]) -> None:
-    run_python("import sys, elgate; assert 'cffi' not in sys.modules", env=no_daemon)
+    run_python("import sys, elgate; assert '_cffi_backend' not in sys.modules", env=no_daemon)
+
+
+def test_hooking_loads_nothing_that_takes_long(run_python: Run, no_daemon: dict[str, str]) -> None:
+    run_python(
+        """
+        import sys
+        before = set(sys.modules)
+        import elgate
+        elgate.patch_all()
+        assert not (set(sys.modules) - before) & {"cffi", "pycparser", "typing", "pkgutil", "dataclasses"}
+        """,
+        env=no_daemon,
+    )
 
 
 def test_warnings_of_open_point_at_the_caller(run_python: Run, no_daemon: dict[str, str]) -> None:
@@ -323,7 +336,7 @@ def test_a_file_with_records_in_a_log_is_not_written_without_its_daemon(run_pyth
     assert stat.S_ISREG(os.stat(f"{path}.other").st_mode)
 
 
-@pytest.mark.parametrize("missing", ["libelgate_client.so", "elgate_client.h"])
+@pytest.mark.parametrize("missing", ["libelgate_client.so", "_client_declarations.py"])
 def test_a_missing_native_part_is_named(
     run_python: Run, no_daemon: dict[str, str], tmp_path: Path, missing: str
 ) -> None:
