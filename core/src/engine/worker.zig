@@ -62,6 +62,11 @@ const sleep_ns_max = 100 * std.time.ns_per_ms;
 /// Open claims are looked at this often, so that a dead producer's is given up well within 50 ms.
 const sleep_ns_passed = 5 * std.time.ns_per_ms;
 const tick_ns_stopping = std.time.ns_per_ms;
+/// A sleep that ends sooner was not worth what it costs: a wake of the worker, by whoever has put something into a ring, on
+/// a processor that has gone idle. Behind such sleeps the worker looks for as long by itself.
+const linger_ns = 50 * std.time.ns_per_us;
+/// So many looks in vain, and it sleeps at once again, until a sleep was short.
+const lingers_in_vain_max = 4;
 const retry_interval_ns = syncs_module.retry_interval_ns;
 /// A target that goes on failing is tried less and less often: each attempt may write all of its window again.
 const rewrite_pause_ns_max = 2 * std.time.ns_per_s;
@@ -134,6 +139,8 @@ pub const Worker = struct {
     /// Offers to the control thread that it has not answered.
     offers_open: u32 = 0,
     last_tick_ns: u64 = 0,
+    /// Looks before a sleep that are left to it.
+    lingers_left: u32 = 0,
     lock_fd: i32,
 
     /// Routes with something under way, so that a thousand idle ones cost nothing.
@@ -238,8 +245,26 @@ pub const Worker = struct {
                     return;
                 }
             }
+            if (worker.linger()) continue;
+            const before_ns = os.monotonicNs();
             worker.sleep();
+            if (os.monotonicNs() - before_ns < linger_ns) worker.lingers_left = lingers_in_vain_max;
         }
+    }
+
+    /// Looks for something to do for a moment; whether there is.
+    fn linger(worker: *Worker) bool {
+        if (worker.lingers_left == 0) return false;
+        // What works for us elsewhere may need this processor.
+        if (worker.applier.in_flight > 0 or worker.long_in_flight > 0 or worker.syncs.in_lanes > 0) return false;
+        const until_ns = os.monotonicNs() + linger_ns;
+        while (os.monotonicNs() < until_ns) {
+            for (worker.served()) |each| if (!each.lost and each.consumer.somethingToDo() and worker.buffers.free != null) return true;
+            if (@atomicLoad(bool, &worker.state.to_worker.filled, .acquire)) return true;
+            std.atomic.spinLoopHint();
+        }
+        worker.lingers_left -= 1;
+        return false;
     }
 
     /// One batch. Returns whether there was anything to do.
