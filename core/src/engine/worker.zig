@@ -1179,7 +1179,7 @@ pub const Worker = struct {
 
     /// Writes a file from the log, if that can be done now.
     fn rewriteFile(worker: *Worker, file: *File, now: u64) void {
-        if (file.rewriting or file.syncing or file.queue.in_flight or now < file.rewrite_at_ns) return;
+        if (file.rewriting or file.syncing or file.queue.inFlight() or now < file.rewrite_at_ns) return;
         const route = worker.state.route(file.route);
         const durable_lsn = file.log.durableLsn();
         // All that was taken for it must be there, and no more of it be on its way to its queue.

@@ -1,8 +1,9 @@
 //! Brings logged operations into their target files, so that a file system that stalls never stops the worker.
 //! Worker thread only.
 //!
-//! Each file has a queue of runs; one run of a file is under way at a time, so writes to one file keep their order.
-//! Adjacent writes are merged into one run before they are handed over. Short writes are continued.
+//! Each file has a queue of runs; one write of a file is under way at a time, so writes to one file keep their order.
+//! Adjacent writes are merged into one run before they are queued, and lanes are given all adjacent runs that are queued as
+//! one write. Short writes are continued.
 //!
 //! Two engines do the writing, behind this one interface: lanes (a thread per file system, pwritev) and io_uring.
 //! A small buffered write costs 5 µs through io_uring, which punts it to a kernel thread, and 0.8 µs in pwritev;
@@ -52,6 +53,8 @@ pub const Run = struct {
 };
 
 pub const vectors_per_run_max: u32 = 512;
+/// What one system call takes (IOV_MAX).
+pub const vectors_per_write_max: u32 = 1024;
 
 /// As the offset of a write: where the descriptor's own position is, which moves with it. Nothing else uses it.
 pub const at_own_position: u64 = std.math.maxInt(u64);
@@ -64,10 +67,29 @@ pub fn positionOf(fd: i32) u64 {
 pub const Queue = struct {
     first: ?*Run = null,
     last: ?*Run = null,
-    in_flight: bool = false,
+    /// The last run of those that are under way together, from the first on; null: none is.
+    given: ?*Run = null,
 
     pub fn isEmpty(queue: *const Queue) bool {
         return queue.first == null;
+    }
+
+    pub fn inFlight(queue: *const Queue) bool {
+        return queue.given != null;
+    }
+
+    /// Up to where the first run and those behind it are one contiguous write.
+    fn mergeable(queue: *const Queue) *Run {
+        var run = queue.first.?;
+        var vectors = run.vector_count;
+        while (run.hasPayload()) {
+            const next = run.next orelse break;
+            if (next.kind != run.kind or next.offset != run.offset + run.length) break;
+            if (vectors + next.vector_count > vectors_per_write_max) break;
+            vectors += next.vector_count;
+            run = next;
+        }
+        return run;
     }
 };
 
@@ -119,19 +141,23 @@ pub const Applier = struct {
         enqueue(file, &file.sync_run);
     }
 
-    /// Hands over the file's next run, unless one is under way. Nothing starts before `flush`.
+    /// Hands over what is next of the file, unless something is under way. Nothing starts before `flush`.
     pub fn start(applier: *Applier, file: *File) void {
-        if (file.queue.in_flight or file.rewrite_lsn != 0) return;
+        if (file.queue.inFlight() or file.rewrite_lsn != 0) return;
         const run = file.queue.first orelse return;
+        file.queue.given = switch (applier.engine) {
+            .lanes => file.queue.mergeable(),
+            .io_uring => run,
+        };
         const given = switch (applier.engine) {
             .lanes => FileLanes.give(file.lane.?, file),
             .io_uring => |uring| giveToUring(uring, file, run),
         };
         if (!given) {
+            file.queue.given = null;
             applier.starved = true;
             return;
         }
-        file.queue.in_flight = true;
         applier.in_flight += 1;
     }
 
@@ -179,18 +205,20 @@ pub const Applier = struct {
         return true;
     }
 
-    /// One run has come back: `result` is bytes, or -errno. The file's next one is handed over.
+    /// What was given has come back: `result` is bytes, or -errno. What is next of the file is handed over.
     pub fn completed(applier: *Applier, file: *File, result: i32) void {
-        assert(file.queue.in_flight);
-        file.queue.in_flight = false;
+        const given = file.queue.given.?;
+        file.queue.given = null;
         applier.in_flight -= 1;
         const run = file.queue.first.?;
         const errno: i32 = if (result < 0) -result else 0;
         const again = errno == @intFromEnum(linux.E.AGAIN) or errno == @intFromEnum(linux.E.INTR);
         if (file.rewrite_lsn != 0) {
             // Given up while it was under way: whatever became of it, it is written from the log.
-            pop(file, run);
-            if (run.kind == .sync) applier.synced(file, errno);
+            const synced_only = run.kind == .sync;
+            assert(file.queue.last == given);
+            while (file.queue.first) |each| pop(file, each);
+            if (synced_only) applier.synced(file, errno);
         } else if (run.kind == .sync) {
             if (!again) {
                 pop(file, run);
@@ -198,17 +226,31 @@ pub const Applier = struct {
             }
         } else if (errno != 0) {
             if (!again) applier.refuse(file, errno);
-        } else if (run.kind != .write and run.kind != .append) {
+        } else if (!run.hasPayload()) {
             applier.apply(file, run);
         } else if (result == 0 and run.length > run.done) {
             // A regular file that takes no byte and gives no error is broken.
             applier.refuse(file, @intFromEnum(linux.E.IO));
         } else {
             if (run.kind == .append) applier.noteLanding(file, run, @intCast(result));
-            advance(run, @intCast(result));
-            if (run.done == run.length) applier.apply(file, run);
+            applier.advanceAll(file, given, @intCast(result));
         }
         applier.start(file);
+    }
+
+    /// So many bytes of the first run, and of those behind it up to `given`, are in the file.
+    fn advanceAll(applier: *Applier, file: *File, given: *const Run, written: u64) void {
+        var rest = written;
+        while (file.queue.first) |run| {
+            const part = @min(rest, run.length - run.done);
+            advance(run, part);
+            rest -= part;
+            if (run.done < run.length) break;
+            const was_last = run == given;
+            applier.apply(file, run);
+            if (was_last) break;
+        }
+        assert(rest == 0);
     }
 
     fn noteLanding(applier: *Applier, file: *File, run: *Run, written: u64) void {
@@ -251,14 +293,13 @@ pub const Applier = struct {
         }
         assert(rewrite_lsn > 0);
         file.rewrite_lsn = rewrite_lsn;
-        const kept: ?*Run = if (file.queue.in_flight) file.queue.first.? else null;
+        const kept = file.queue.given;
         next = if (kept) |run| run.next else file.queue.first;
         while (next) |run| : (next = run.next) {
             if (run.buffer) |buffer| buffer.pending_runs -= 1;
             if (run.kind == .sync) file.queue_syncing = false;
         }
-        if (kept) |run| run.next = null;
-        file.queue.first = kept;
+        if (kept) |run| run.next = null else file.queue.first = null;
         file.queue.last = kept;
     }
 

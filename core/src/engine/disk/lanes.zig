@@ -170,12 +170,16 @@ pub fn Lanes(comptime Item: type) type {
 
 pub const FileLanes = Lanes(File);
 
-/// Of the lanes that write: the file's first run.
+/// Of the lanes that write: what is given of the file's queue.
 pub fn performRun(file: *File) i32 {
     const run: *Run = file.queue.first.?;
     const raw = switch (run.kind) {
-        .append => linux.pwritev2(file.fd, @ptrCast(run.vectors), run.vector_count, @bitCast(applier.at_own_position), linux.RWF.APPEND),
-        .write => linux.pwritev(file.fd, @ptrCast(run.vectors), run.vector_count, @intCast(run.offset + run.done)),
+        .append, .write => write: {
+            var memory: [applier.vectors_per_write_max]std.posix.iovec_const = undefined;
+            const vectors = gather(run, file.queue.given.?, &memory);
+            if (run.kind == .write) break :write linux.pwritev(file.fd, vectors.ptr, vectors.len, @intCast(run.offset + run.done));
+            break :write linux.pwritev2(file.fd, vectors.ptr, vectors.len, @bitCast(applier.at_own_position), linux.RWF.APPEND);
+        },
         .truncate => linux.ftruncate(file.fd, @intCast(run.offset)),
         .allocate => linux.fallocate(file.fd, @bitCast(run.argument), @intCast(run.offset), @intCast(run.length)),
         .sync => linux.fdatasync(file.sync_fd),
@@ -188,6 +192,19 @@ pub fn performRun(file: *File) i32 {
         },
         .errno => |errno| -errno,
     };
+}
+
+/// The bytes of all runs from `first` to `last`.
+fn gather(first: *const Run, last: *const Run, memory: *[applier.vectors_per_write_max]std.posix.iovec_const) []const std.posix.iovec_const {
+    if (first == last) return first.vectors[0..first.vector_count];
+    var count: usize = 0;
+    var run = first;
+    while (true) : (run = run.next.?) {
+        @memcpy(memory[count..][0..run.vector_count], run.vectors[0..run.vector_count]);
+        count += run.vector_count;
+        // What is behind the last one is the worker's to change.
+        if (run == last) return memory[0..count];
+    }
 }
 
 /// What a file takes goes to its disk by and by, in pieces that a commit of the log can stand behind: a checkpoint that finds
