@@ -77,34 +77,181 @@ export fn elgate_bench_durable(fd: c_int, length_bytes: usize, samples_ns: [*]u6
     return @intCast(samples);
 }
 
-/// Records made at a steady pace by one thread that sleeps in between, each waited for until it has reached `level`. A
-/// sample begins when its record was made; where its time came while an earlier one was waited for, it begins there:
-/// what had to queue is not forgotten. Several whose time has come are made together.
+/// Records made at a steady pace by one thread that waits for none of them; this one waits, and says of each when it has
+/// reached `level`. A sample begins when its record was due; several that are due are made one after the other.
 export fn elgate_bench_paced(fd: c_int, length_bytes: usize, level: c_int, interval_ns: u64, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
-    // Else the kernel may let this thread sleep 50 µs longer than asked.
-    _ = linux.prctl(@intFromEnum(linux.PR.SET_TIMERSLACK), 1, 0, 0, 0);
-    var done: u64 = 0;
-    var due_ns = os.monotonicNs();
+    const tickets = std.heap.c_allocator.alloc(u64, samples) catch return failed(@intFromEnum(linux.E.NOMEM));
+    defer std.heap.c_allocator.free(tickets);
+    var maker = Maker{ .fd = fd, .length_bytes = length_bytes, .interval_ns = interval_ns, .due_ns = samples_ns[0..samples], .tickets = tickets, .until_ns = until_ns };
+    const thread = std.Thread.spawn(.{}, Maker.run, .{&maker}) catch return failed(@intFromEnum(linux.E.AGAIN));
+    defer thread.join();
+    var done: u32 = 0;
     while (true) {
-        const woken = sleepUntil(due_ns);
-        const now_ns = woken.now_ns;
-        // How late this thread was woken is nothing of Elgate's.
-        if (woken.slept) due_ns = now_ns;
-        const begun = done;
-        var ticket: u64 = 0;
-        while (due_ns <= now_ns) : (due_ns += interval_ns) {
-            if (done == samples or due_ns >= until_ns) return @intCast(begun);
-            const result = elgate_append(fd, &payload, length_bytes, &ticket);
-            if (result < 0) return result;
-            samples_ns[done] = due_ns;
+        const made = maker.awaitMore(done) orelse break;
+        const waited = elgate_wait(fd, tickets[done], level, -1);
+        if (waited < 0) return maker.abandon(waited);
+        // Those behind it that have reached it together with it.
+        while (true) {
+            samples_ns[done] = os.monotonicNs() - samples_ns[done];
             done += 1;
+            if (done == made or elgate_wait(fd, tickets[done], level, 0) < 0) break;
         }
-        const waited = elgate_wait(fd, ticket, level, -1);
-        if (waited < 0) return waited;
-        const ended_ns = os.monotonicNs();
-        for (samples_ns[begun..done]) |*sample| sample.* = ended_ns - sample.*;
     }
+    return if (maker.failure < 0) maker.failure else done;
 }
+
+const Maker = struct {
+    fd: c_int,
+    length_bytes: usize,
+    interval_ns: u64,
+    /// Of each record, when it was due; and its ticket.
+    due_ns: []u64,
+    tickets: []u64,
+    until_ns: u64,
+    /// How many of them there are. A futex.
+    made: std.atomic.Value(u32) = .init(0),
+    ended: std.atomic.Value(bool) = .init(false),
+    abandoned: std.atomic.Value(bool) = .init(false),
+    failure: i64 = 0,
+
+    fn run(maker: *Maker) void {
+        maker.failure = maker.make();
+        maker.ended.store(true, .release);
+        maker.tell(maker.made.load(.monotonic));
+    }
+
+    fn make(maker: *Maker) i64 {
+        // Else the kernel may let this thread sleep 50 µs longer than asked.
+        _ = linux.prctl(@intFromEnum(linux.PR.SET_TIMERSLACK), 1, 0, 0, 0);
+        var due_ns = os.monotonicNs();
+        var count: u32 = 0;
+        while (count < maker.tickets.len and due_ns < maker.until_ns and !maker.abandoned.load(.monotonic)) : (due_ns += maker.interval_ns) {
+            const woken = sleepUntil(due_ns);
+            // How late this thread was woken is nothing of Elgate's.
+            if (woken.slept) due_ns = woken.now_ns;
+            const result = elgate_append(maker.fd, &payload, maker.length_bytes, &maker.tickets[count]);
+            if (result < 0) return result;
+            maker.due_ns[count] = due_ns;
+            count += 1;
+            maker.tell(count);
+        }
+        return 0;
+    }
+
+    fn tell(maker: *Maker, count: u32) void {
+        maker.made.store(count, .release);
+        std.Thread.Futex.wake(&maker.made, 1);
+    }
+
+    /// How many there are, once there are more than so many; null: there will be no more.
+    fn awaitMore(maker: *Maker, done: u32) ?u32 {
+        while (true) {
+            const ended = maker.ended.load(.acquire);
+            const made = maker.made.load(.acquire);
+            if (made > done) return made;
+            if (ended) return null;
+            std.Thread.Futex.timedWait(&maker.made, made, std.time.ns_per_ms) catch {};
+        }
+    }
+
+    fn abandon(maker: *Maker, result: c_int) i64 {
+        maker.abandoned.store(true, .monotonic);
+        return result;
+    }
+};
+
+/// As many appends as fit into the time, and what each took its producer, who waits where the ring is full.
+export fn elgate_bench_append_times(fd: c_int, length_bytes: usize, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    var ticket: u64 = 0;
+    var begin_ns = os.monotonicNs();
+    for (0..samples) |i| {
+        if (begin_ns >= until_ns) return @intCast(i);
+        const result = elgate_append(fd, &payload, length_bytes, &ticket);
+        if (result < 0) return result;
+        const end_ns = os.monotonicNs();
+        samples_ns[i] = end_ns - begin_ns;
+        begin_ns = end_ns;
+    }
+    return @intCast(samples);
+}
+
+/// Appends at a steady pace by a thread that spins in between, so that nothing but the append is measured, and the wake of
+/// a daemon that has gone to sleep. What the clock costs is in it.
+export fn elgate_bench_append_paced(fd: c_int, length_bytes: usize, interval_ns: u64, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    var ticket: u64 = 0;
+    var due_ns = os.monotonicNs();
+    for (0..samples) |i| {
+        var begin_ns = os.monotonicNs();
+        while (begin_ns < due_ns) : (begin_ns = os.monotonicNs()) std.atomic.spinLoopHint();
+        if (begin_ns >= until_ns) return @intCast(i);
+        const result = elgate_append(fd, &payload, length_bytes, &ticket);
+        if (result < 0) return result;
+        samples_ns[i] = os.monotonicNs() - begin_ns;
+        due_ns = begin_ns + interval_ns;
+    }
+    return @intCast(samples);
+}
+
+/// One record now and then, while everybody sleeps: until its producer knows that it was taken.
+export fn elgate_bench_round_trip(fd: c_int, length_bytes: usize, interval_ns: u64, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    for (0..samples) |i| {
+        const start = sleepUntil(os.monotonicNs() + interval_ns).now_ns;
+        if (start >= until_ns) return @intCast(i);
+        var ticket: u64 = 0;
+        const result = elgate_append(fd, &payload, length_bytes, &ticket);
+        if (result < 0) return result;
+        const waited = elgate_wait(fd, ticket, level_applied, -1);
+        if (waited < 0) return waited;
+        samples_ns[i] = os.monotonicNs() - start;
+    }
+    return @intCast(samples);
+}
+
+/// The same between two threads that do nothing else: a futex there, a futex back.
+export fn elgate_bench_futex_round_trip(fd: c_int, length_bytes: usize, interval_ns: u64, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {
+    _ = fd;
+    _ = length_bytes;
+    var echo = Echo{};
+    const thread = std.Thread.spawn(.{}, Echo.run, .{&echo}) catch return failed(@intFromEnum(linux.E.AGAIN));
+    defer thread.join();
+    defer echo.call(Echo.last);
+    for (0..samples) |i| {
+        const start = sleepUntil(os.monotonicNs() + interval_ns).now_ns;
+        if (start >= until_ns) return @intCast(i);
+        const number: u32 = @intCast(i + 1);
+        echo.call(number);
+        while (echo.answered.load(.acquire) != number) os.futexWait(&echo.answered.raw, number - 1, std.time.ns_per_s);
+        samples_ns[i] = os.monotonicNs() - start;
+    }
+    return @intCast(samples);
+}
+
+const Echo = struct {
+    called: std.atomic.Value(u32) = .init(0),
+    answered: std.atomic.Value(u32) = .init(0),
+
+    const last = std.math.maxInt(u32);
+
+    fn call(echo: *Echo, number: u32) void {
+        echo.called.store(number, .release);
+        os.futexWake(&echo.called.raw, 1);
+    }
+
+    fn run(echo: *Echo) void {
+        var seen: u32 = 0;
+        while (true) {
+            const called = echo.called.load(.acquire);
+            if (called == last) return;
+            if (called == seen) {
+                os.futexWait(&echo.called.raw, seen, std.time.ns_per_s);
+                continue;
+            }
+            seen = called;
+            echo.answered.store(seen, .release);
+            os.futexWake(&echo.answered.raw, 1);
+        }
+    }
+};
 
 /// write and fsync, as a hooked program does them.
 export fn elgate_bench_write_fsync(fd: c_int, length_bytes: usize, samples_ns: [*]u64, samples: u64, until_ns: u64) i64 {

@@ -41,6 +41,8 @@ STALL_NS = 3_000_000
 # The specification's figure, for a disk with power-loss protection.
 PACED_US = 80.0
 PACE_INTERVAL_NS = 100_000
+# Time enough for everybody to go to sleep.
+ROUND_TRIP_INTERVAL_NS = 1_000_000
 # Another figure of the specification, and what it is held against here.
 STREAM_BYTES_PER_S = 100_000_000
 STREAM_RECORD_BYTES = 4096
@@ -74,6 +76,8 @@ class Slice:
     operations: int
     seconds: float
     samples_ns: list[int]
+    # The same, by producer.
+    by_producer: Sequence[Sequence[int]] = ()
 
     @property
     def operations_per_s(self) -> float:
@@ -152,14 +156,16 @@ class Producers:
         if not all(answers):
             raise RuntimeError(f"a producer of the {loop} loop ended; see its message above")
         took_s = seconds
-        samples = array("Q")
+        by_producer = []
         if loop.endswith("flood"):
             took_s = (time.monotonic_ns() - start_ns) / 1e9  # until all of it was applied
         else:
             for number, answer in enumerate(answers):
+                samples = array("Q")
                 with open(self._scratch / str(number), "rb") as file:
                     samples.fromfile(file, int(answer))
-        return Slice(sum(map(int, answers)), took_s, samples.tolist())
+                by_producer.append(samples.tolist())
+        return Slice(sum(map(int, answers)), took_s, [one for each in by_producer for one in each], by_producer)
 
     def close(self) -> None:
         for process in self._processes:
@@ -216,8 +222,8 @@ def ring(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
         facts = machine(daemon.directory)
         native_directory = daemon.directory / "native"
         with (
-            Producers("elgate", 1, daemon.route_dir, daemon.env()) as through,
-            Producers("native", 1, native_directory, dict(os.environ)) as native,
+            Producers("elgate", 2, daemon.route_dir, daemon.env()) as through,
+            Producers("native", 2, native_directory, dict(os.environ)) as native,
         ):
             for length in (RECORD_BYTES, BLOCK_BYTES):
                 accepts, writes = [], []
@@ -236,6 +242,8 @@ def ring(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
                         value <= limit and value < baseline / 2 if limit else None,
                     )
                 )  # fmt: skip
+            rows += _accept_beside(say, through, native)
+        rows.append(_fairness(say, daemon))
         say(f"idle daemon: {IDLE_S:g} s")
         assert daemon.process is not None
         process = psutil.Process(daemon.process.pid)
@@ -254,7 +262,68 @@ def ring(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
                 rows.append(
                     Row(f"null_sink_drain_{count}_producers", _median(drains, lambda s: s.operations_per_s), "op/s")
                 )
+            with Producers("native", 1, daemon.directory / "native", dict(os.environ)) as native:
+                rows.append(_wake(say, through, native))
     return facts, rows
+
+
+def _accept_beside(say: Callable[[str], None], through: Producers, native: Producers) -> list[Row]:
+    """The same by two producers at once, and by one that leaves the daemon time to go to sleep."""
+    rows = []
+    together, writes = [], []
+    for repetition in range(REPETITIONS):
+        say(f"accept by 2 producers: {repetition + 1} of {REPETITIONS}")
+        together.append(through.run("accept", RECORD_BYTES, 2))
+        writes.append(native.run("page_cache", RECORD_BYTES, 2))
+    value = _median(together, lambda s: s.percentile_us(50) * 1000)
+    baseline = _median(writes, lambda s: s.percentile_us(50) * 1000)
+    rows.append(
+        Row(
+            f"accept_{RECORD_BYTES}B_2_producers_p50", value, "ns", baseline, "write() by 2 processes to the page cache",
+            value / baseline, "at most 200 ns", value <= 200,
+        )
+    )  # fmt: skip
+    for per_s in (100_000, 5_000):
+        paced = []
+        for repetition in range(REPETITIONS):
+            say(f"accept, {per_s:,} a second: {repetition + 1} of {REPETITIONS}")
+            paced.append(through.run("append_paced", RECORD_BYTES, interval_ns=10**9 // per_s))
+        for percent in (50, 99):
+            value = _median(paced, lambda s, percent=percent: s.percentile_us(percent) * 1000)  # type: ignore[misc]
+            rows.append(Row(f"accept_{RECORD_BYTES}B_{per_s // 1000}k_a_second_p{percent}", value, "ns"))
+    return rows
+
+
+def _fairness(say: Callable[[str], None], daemon: ChildDaemon) -> Row:
+    """Producers that together fill the ring, and so wait for space most of the time: what an append takes each of them."""
+    count, means = 8, []
+    with Producers("elgate", count, daemon.route_dir / "fairness", daemon.env()) as through:
+        through.run("append_times", RECORD_BYTES, count, 0.2)
+        for repetition in range(REPETITIONS):
+            say(f"{count} producers in a full ring: {repetition + 1} of {REPETITIONS}")
+            slice_ = through.run("append_times", RECORD_BYTES, count)
+            means.append([statistics.fmean(samples) / 1000 for samples in slice_.by_producer])
+    slowest, median = sorted(
+        ((max(each), statistics.median(each)) for each in means), key=lambda pair: pair[0] / pair[1]
+    )[REPETITIONS // 2]
+    return Row(
+        f"full_ring_slowest_of_{count}_producers_mean", slowest, "µs", median, "the median of the producers",
+        slowest / median, "at most 10 × the median", slowest <= 10 * median,
+    )  # fmt: skip
+
+
+def _wake(say: Callable[[str], None], through: Producers, native: Producers) -> Row:
+    trips, futexes = [], []
+    for repetition in range(REPETITIONS):
+        say(f"there and back: {repetition + 1} of {REPETITIONS}")
+        trips.append(through.run("round_trip", RECORD_BYTES, interval_ns=ROUND_TRIP_INTERVAL_NS))
+        futexes.append(native.run("futex_round_trip", RECORD_BYTES, interval_ns=ROUND_TRIP_INTERVAL_NS))
+    value = _median(trips, lambda s: s.percentile_us(50))
+    baseline = _median(futexes, lambda s: s.percentile_us(50))
+    return Row(
+        "round_trip_p50", value, "µs", baseline, "two threads that wake each other by futexes", value / baseline,
+        "at most 2 × the futexes", value <= 2 * baseline,
+    )  # fmt: skip
 
 
 def wal(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:

@@ -35,6 +35,10 @@ _ffi.cdef(
     int64_t elgate_bench_page_cache(int, size_t, uint32_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_durable(int, size_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_paced(int, size_t, int, uint64_t, uint64_t *, uint64_t, uint64_t);
+    int64_t elgate_bench_append_times(int, size_t, uint64_t *, uint64_t, uint64_t);
+    int64_t elgate_bench_append_paced(int, size_t, uint64_t, uint64_t *, uint64_t, uint64_t);
+    int64_t elgate_bench_round_trip(int, size_t, uint64_t, uint64_t *, uint64_t, uint64_t);
+    int64_t elgate_bench_futex_round_trip(int, size_t, uint64_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_write_fsync(int, size_t, uint64_t *, uint64_t, uint64_t);
     int64_t elgate_bench_flood(int, size_t, uint64_t);
     int64_t elgate_bench_page_cache_flood(int, size_t, uint64_t);
