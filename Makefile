@@ -88,8 +88,10 @@ test-ring-model: $(VENV)/.compiler
 test-build: $(VENV)/.compiler
 	$(RUN) hatch_build.py --test-build --output .zig-cache/test-build
 
+# More than processors: tests wait, too, for a disk or for what they have killed.
+PYTEST_WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 test-python: build
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 # One core, until ctrl-C. SEED=… runs that seed alone and tells what happens; MUTANT=… breaks the log on purpose
 # (core/src/engine/wal/mutant.zig), SEEDS=… ends after so many.

@@ -358,7 +358,7 @@ def test_files_that_are_opened_and_closed_while_the_daemon_dies_again_and_again(
         programs.append(process)
     closed = {}
     for _ in range(30):
-        for _ in range(choices.randrange(5, 40)):
+        for _ in range(choices.randrange(2, 20)):
             for name, process in zip("ab", programs, strict=True):
                 assert process.stdout is not None
                 line = process.stdout.readline()

@@ -347,6 +347,8 @@ def test_rules_outlive_the_daemon(elgate_stub: StubDaemon, directory: Path, star
     program.do("os.write(fd, b'x')")
     with elgate_stub.fault("fsync", errno.EIO, skip=1, times=1) as fault:
         program.do("os.fsync(fd)")
+        # A daemon that dies before it has let go of what it answered does it once more.
+        assert kinds(elgate_stub.operations()) == ["open", "write", "fsync"]
         with elgate_stub.dead():
             assert fault.hits == 0
         assert program.errno_of("os.fsync(fd)") == errno.EIO
@@ -519,7 +521,8 @@ SIDE_BY_SIDE = """
     def test_with_a_program(elgate_stub, tmp_path, number):
         elgate_stub.route("orders", f"{tmp_path}/**")
         subprocess.run([sys.executable, "-c", PROGRAM], check=True, cwd=tmp_path)
-        assert [operation.kind for operation in elgate_stub.operations()] == ["open", "write", "fsync", "close"]
+        # What the end of the program says comes in a message of its own.
+        assert [operation.kind for operation in elgate_stub.operations()][:3] == ["open", "write", "fsync"]
 """
 
 

@@ -107,7 +107,9 @@ def test_the_program_knows_nothing_of_elgate() -> None:
 @pytest.fixture
 def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole demo, in seconds."""
-    for name, value in (("ROUNDS", 1), ("ROUND_S", 0.3), ("UNDISTURBED_S", 0.2), ("SLICE_S", 0.1)):
+    for name, value in (
+        ("ROUNDS", 1), ("ROUND_S", 0.3), ("WARM_UP_S", 0.1), ("UNDISTURBED_S", 0.2), ("SLICE_S", 0.1),
+    ):  # fmt: skip
         monkeypatch.setattr(driver, name, value)
 
 
@@ -149,6 +151,7 @@ def test_the_demo_says_so_where_storage_is_volatile(
     short_demo: None, disk_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "VOLATILE_FILESYSTEMS", {places.filesystem_of(disk_dir).type})
+    monkeypatch.setattr(driver, "VICTIMS", ())
     driver.run_demo(disk_dir / "demo", keep=False, as_json=True)
     out = capfd.readouterr().out
     assert "does not survive a power cut" in out

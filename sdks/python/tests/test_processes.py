@@ -412,7 +412,9 @@ def test_an_exit_at_once_does_not_wait_for_a_daemon_that_is_gone(run_python: Run
     run_python(
         f"""
         import os, signal, elgate
-        assert elgate.patch_all()
+        from elgate import _hooks
+        assert elgate.patch_all() and _hooks._EXIT_LIMIT_MS == 5000
+        _hooks._EXIT_LIMIT_MS = 200
         fd = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT)
         os.write(fd, b"first,")
         os.kill({elgate_daemon.pid}, signal.SIGKILL)
