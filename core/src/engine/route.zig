@@ -93,6 +93,8 @@ pub const Checkpoint = struct {
     /// Every file that is open has its identity in the log above this one, or the records that follow could
     /// not be placed.
     lsn: u64 = 0,
+    /// The identities of open files stand in the log up to here: durable before anything below them may go.
+    identities_lsn: u64 = 0,
     /// Files whose sync is under way.
     syncs: u32 = 0,
     last_lsn: u64 = 0,

@@ -107,6 +107,7 @@ pub const Syncs = struct {
         }
         if (!route.log.hasUnsynced()) recovered(worker, route);
         worker.answerCommitted(route.index, 0);
+        worker.writeCursor(route);
         // One that failed at first has taken another segment.
         if (route.log.needsPreparation()) worker.state.wakeMaintenance();
     }
@@ -141,6 +142,7 @@ pub fn becameDurable(worker: *Worker, route: *Route, now_ns: u64) void {
         const line = each.publisher.route(route.index);
         Worker.publishPositions(each, route, line.logged, line.logged, line.applied);
     }
+    worker.writeCursor(route);
 }
 
 fn takeTailsBack(worker: *Worker, route: *Route) void {
@@ -171,16 +173,14 @@ fn failed(worker: *Worker, route: *Route, errno: i32, name: []const u8) void {
 }
 
 fn isDue(worker: *const Worker, route: *const Route) bool {
-    if (route.unsynced_since_ns == 0 or route.sync.in_lane) return false;
-    if (route.failed_errno == 0 and (route.sync_wanted or worker.isAwaited(route))) return true;
-    return os.monotonicNs() >= dueNs(worker, route);
+    return route.unsynced_since_ns != 0 and !route.sync.in_lane and os.monotonicNs() >= dueNs(worker, route);
 }
 
 /// Of a route with records that no sync covers.
 pub fn dueNs(worker: *const Worker, route: *const Route) u64 {
     assert(route.unsynced_since_ns != 0);
     if (route.failed_errno != 0) return route.failed_at_ns + retry_interval_ns;
-    if (@atomicLoad(bool, &worker.state.stopping, .acquire)) return 0;
+    if (route.sync_wanted or worker.isAwaited(route) or @atomicLoad(bool, &worker.state.stopping, .acquire)) return 0;
     // Whatever keeps checkpoints from being made does not keep records from becoming durable.
     const checkpoint_due_ns = route.unsynced_since_ns + worker.state.checkpoint_interval_ns;
     return @min(route.flushMode().dueNs(route.unsynced_since_ns), checkpoint_due_ns);

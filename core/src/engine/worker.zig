@@ -917,7 +917,7 @@ pub const Worker = struct {
             if (route.failed_errno != 0 and os.monotonicNs() - route.failed_at_ns < retry_interval_ns) continue;
             if (worker.gathers(route, buffer)) continue;
             any = true;
-            worker.commitRoute(route, buffer, .as_configured);
+            worker.commitRoute(route, buffer);
         }
         if (any) steps.reached(.committed);
         return any;
@@ -939,9 +939,7 @@ pub const Worker = struct {
         return false;
     }
 
-    const Durability = enum { as_configured, at_once };
-
-    fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer, durability: Durability) void {
+    fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer) void {
         const state = worker.state;
         if (buffer.group.isEmpty()) {
             // All that it had was refused.
@@ -952,8 +950,7 @@ pub const Worker = struct {
         const bytes = buffer.group.commitBytes();
         const began_ns = os.monotonicNs();
         const asked = route.flushMode() == .each_group or route.sync_wanted or worker.isAwaited(route);
-        const at_once = durability == .at_once or (asked and !worker.isPressed(route));
-        worker.logGroup(route, buffer, at_once) catch |err| {
+        worker.logGroup(route, buffer, asked and !worker.isPressed(route)) catch |err| {
             const errno = log_module.errnoOf(err);
             worker.logFailed(route, buffer, errno, @errorName(err));
             return worker.answerCommitted(route.index, errno);
@@ -975,10 +972,7 @@ pub const Worker = struct {
         if (!route.log.hasUnsynced()) {
             syncs_module.becameDurable(worker, route, ended_ns);
             worker.answerCommitted(route.index, 0);
-        } else {
-            if (route.unsynced_since_ns == 0) route.unsynced_since_ns = began_ns;
-            if (durability == .at_once) _ = syncs_module.now(worker, route);
-        }
+        } else if (route.unsynced_since_ns == 0) route.unsynced_since_ns = began_ns;
         if (route.applying_last) |last| last.next = buffer else route.applying_first = buffer;
         route.applying_last = buffer;
         route.applying_count += 1;
@@ -1226,7 +1220,7 @@ pub const Worker = struct {
                 }
                 file.syncing_lsn = 0;
                 route.checkpoint.syncs -= 1;
-                if (route.checkpoint.syncs == 0) worker.writeCursor(route);
+                worker.writeCursor(route);
             },
             .release => {
                 if (file.name_synced) file.naming.forgetFormer(worker.state.allocator);
@@ -1828,6 +1822,8 @@ pub const Worker = struct {
         }
         worker.commitOpen(route);
         if (route.failed_errno != 0) return;
+        job.identities_lsn = route.log.nextLsn() - 1;
+        if (route.log.hasUncovered()) route.sync_wanted = true;
         for (worker.known_files.items) |file| {
             if (file.route != route.index) continue;
             if (file.syncing) {
@@ -1852,7 +1848,7 @@ pub const Worker = struct {
             file.unsynced_lsn = if (file.last_lsn > job.lsn) job.lsn + 1 else 0;
         }
         job.state = .syncing;
-        if (job.syncs == 0) worker.writeCursor(route);
+        worker.writeCursor(route);
     }
 
     /// Something of the file may have to be placed by what the log holds above a checkpoint at `lsn`, or above where that
@@ -1875,10 +1871,10 @@ pub const Worker = struct {
         return limit;
     }
 
-    /// All syncs of a checkpoint have come back.
-    fn writeCursor(worker: *Worker, route: *Route) void {
+    /// Once all of a checkpoint's syncs have come back, and the log above it is durable as far as files are named there.
+    pub fn writeCursor(worker: *Worker, route: *Route) void {
         const job = &route.checkpoint;
-        assert(job.state == .syncing and job.syncs == 0);
+        if (job.state != .syncing or job.syncs > 0 or route.log.durableLsn() < job.identities_lsn) return;
         job.lsn = @min(job.lsn, worker.cursorLimit(route));
         if (job.lsn <= job.last_lsn) {
             job.lsn = job.last_lsn;
@@ -1890,7 +1886,7 @@ pub const Worker = struct {
     }
 
     fn commitOpen(worker: *Worker, route: *Route) void {
-        if (route.buffer) |buffer| worker.commitRoute(route, buffer, .at_once); // identities only: nothing to apply
+        if (route.buffer) |buffer| worker.commitRoute(route, buffer); // identities only: nothing to apply
     }
 
     /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either), or released.
