@@ -3,6 +3,7 @@ nothing old comes back."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -105,6 +106,108 @@ def test_what_later_ones_have_written_is_not_overwritten_by_a_replay(
     later.do("os.pwrite(fd, b'newer', 0)")
     later.do("os.close(fd)")
     assert path.read_bytes() == b"newer"
+
+
+def test_a_file_that_is_native_can_be_opened_again_behind_a_restart(
+    elgate_daemon: ChildDaemon, stack: ExitStack
+) -> None:
+    path = elgate_daemon.route_dir / "file"
+    program = stack.enter_context(Program(elgate_daemon))
+    program.do(f"path = {str(path)!r}")
+    program.do("fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)")
+    program.do("os.write(fd, b'one,')")
+    program.do("os.write(fd, b'x' * 2_000_000)")
+    elgate_daemon.kill()
+    elgate_daemon.start()
+    program.do("other = os.open(path, os.O_WRONLY | os.O_APPEND)")
+    program.do("os.write(fd, b'two,'); os.write(other, b'three,'); os.write(fd, b'four')")
+    assert path.read_bytes() == b"one," + b"x" * 2_000_000 + b"two,three,four"
+
+
+def test_a_look_by_a_reader_finds_that_others_have_made_the_file_native(
+    elgate_daemon: ChildDaemon, stack: ExitStack
+) -> None:
+    path = elgate_daemon.route_dir / "file"
+    one, other = (stack.enter_context(Program(elgate_daemon)) for _ in range(2))
+    for program in (one, other):
+        program.do(f"path = {str(path)!r}")
+        program.do("fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)")
+        program.do("os.write(fd, b'one,')")
+    one.do("reader = os.open(path, os.O_RDONLY)")
+    other.do("os.write(fd, b'x' * 2_000_000)")
+    one.do("assert os.fstat(reader).st_size == 2_000_008")
+    one.do("os.write(fd, b'two'); assert os.pread(reader, 10, 2_000_004) == b'xxxxtwo'")
+
+
+def test_who_has_closed_what_it_wrote_goes_on_reading_behind_a_restart(
+    elgate_daemon: ChildDaemon, stack: ExitStack
+) -> None:
+    path = elgate_daemon.route_dir / "file"
+    program = stack.enter_context(Program(elgate_daemon))
+    program.do(f"path = {str(path)!r}; fd = os.open(path, os.O_WRONLY | os.O_CREAT); os.write(fd, b'one')")
+    program.do("reader = os.open(path, os.O_RDONLY); os.close(fd)")
+    elgate_daemon.kill()
+    elgate_daemon.start()
+    program.do("assert os.pread(reader, 10, 0) == b'one'; os.fsync(reader)")
+
+
+def test_a_rename_that_fails_changes_nothing(elgate_daemon: ChildDaemon, stack: ExitStack) -> None:
+    path = elgate_daemon.route_dir / "file"
+    program = stack.enter_context(Program(elgate_daemon))
+    program.do(f"path = {str(path)!r}; fd = os.open(path, os.O_WRONLY | os.O_CREAT); os.write(fd, b'one')")
+    assert program.errno_of("os.rename(path + '-absent', path)") == errno.ENOENT
+    program.do("before = elgate.status()['routed_operations']; os.write(fd, b'two')")
+    program.do("assert elgate.status()['routed_operations'] == before + 1")
+    assert not elgate_daemon.events("file_went_native")
+
+
+MOVE_THE_DIRECTORY = (
+    "old, new = map(os.path.dirname, (path, outside)); os.rename(old, new + '/d'); outside = new + '/d/file'"
+)
+
+
+@pytest.mark.parametrize("way", ["os.rename(path, outside)", "os.link(path, outside)", MOVE_THE_DIRECTORY])
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed"])
+def test_a_file_that_gets_a_name_outside_is_native_for_all(
+    elgate_daemon: ChildDaemon, stack: ExitStack, way: str, killed: bool
+) -> None:
+    daemon = elgate_daemon
+    (daemon.route_dir / "d").mkdir()
+    (daemon.directory / "outside").mkdir()
+    path, outside = daemon.route_dir / "d" / "file", daemon.directory / "outside" / "file"
+    writer, mover = (stack.enter_context(Program(daemon)) for _ in range(2))
+    for program in (writer, mover):
+        program.do(f"path, outside = {str(path)!r}, {str(outside)!r}")
+    writer.do("fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)")
+    writer.do("os.write(fd, b'x' * 70_000)")
+    mover.do(way)
+    mover.do("fd = os.open(outside, os.O_RDWR | os.O_APPEND)")
+    expected = b"x" * 70_000
+    for number in range(20):
+        writer.do(f"os.write(fd, b'{number},')")
+        mover.do(f"os.write(fd, b'{number};')")
+        expected += b"%d,%d;" % (number, number)
+        mover.do(f"assert os.pread(fd, 100_000, 0) == {expected!r}")
+    mover.do("os.pwrite(fd, b'', 0); os.ftruncate(fd, 3)")
+    if killed:
+        daemon.kill()
+        daemon.start()
+    mover.do("assert os.pread(fd, 100, 0) == b'xxx'")
+    assert not daemon.events("records_quarantined")
+
+
+def test_a_truncate_by_another_programs_path_has_its_place_in_the_order(
+    elgate_daemon: ChildDaemon, stack: ExitStack
+) -> None:
+    path = elgate_daemon.route_dir / "file"
+    writer, other = (stack.enter_context(Program(elgate_daemon)) for _ in range(2))
+    writer.do(f"fd = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT)")
+    for number in range(50):
+        writer.do("os.pwrite(fd, b'x' * 9000, 0)")
+        other.do(f"os.truncate({str(path)!r}, {number})")
+        writer.do(f"assert os.fstat(fd).st_size == {number}")
+    assert not elgate_daemon.events("foreign_truncate")
+    assert not elgate_daemon.events("file_went_native")
 
 
 def test_a_child_that_inherits_a_file_without_a_name_keeps_the_order(

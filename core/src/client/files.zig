@@ -34,6 +34,10 @@ const session = &session_module.process;
 /// ELGATE_NATIVE.
 pub const native: i32 = -4096;
 
+/// Within this file: nobody in this process has the inode open for writing, through whom the daemon could be asked where
+/// it is.
+const no_writer: i32 = -4098;
+
 /// Within this file: the ring that held the operation has been replaced by another, and nothing more will be known
 /// of it. Never returned to a caller: see `reported` and `shown`.
 const ring_lost: i32 = -4097;
@@ -59,6 +63,13 @@ pub const Vector = extern struct {
     base: ?[*]const u8,
     length: usize,
 };
+
+/// How large a file may be is known to its file system alone: beyond this the kernel decides. What a target refuses for
+/// good would keep the file from everything else.
+const file_bytes_max = 1 << 40;
+comptime {
+    assert(file_bytes_max <= ring.Resolved.offset_max);
+}
 
 /// IOV_MAX of the kernel.
 pub const vectors_max = 1024;
@@ -729,6 +740,8 @@ fn awaitPosition(use: *Use, ticket: Ticket, levels: wait.Levels, deadline_ns: u6
             }
             // Another daemon may count its routes otherwise: ask before believing any of its positions.
             const result = renew(use);
+            // What its writers have left behind, who are closed: the daemon knows the file by itself.
+            if (result == no_writer) return if (use.fd >= 0) askToDrain(use) else system.negative(.IO);
             if (result != 0) return result;
             continue;
         }
@@ -762,14 +775,16 @@ fn renew(use: *Use) i32 {
         const result = standingOf(use, &standing);
         return if (result == native) system.negative(.IO) else result;
     }
+    var found = false;
     var writers = Writers{ .use = use };
     while (writers.next()) |writer| {
         defer descriptors.unpin(writer.file);
         var standing: Standing = undefined;
         var other = writer;
         if (standingOf(&other, &standing) == 0) return 0;
+        found = true;
     }
-    return system.negative(.IO);
+    return if (found) system.negative(.IO) else no_writer;
 }
 
 /// The inode's files that are open for writing, for one that is not, or whose descriptor is gone. Each is held
@@ -877,6 +892,11 @@ fn writeRouted(use: *Use, vectors: []const Vector, total: usize, offset: ?i64) i
         .may_fail_when_full = true,
     };
     var moved = false;
+    if (mode.append and offset != null and @atomicLoad(bool, &use.file.append_pending, .seq_cst)) {
+        // It appends, as the kernel does it, but leaves the offset where the writes before have moved it.
+        const drained = drainUse(use);
+        if (drained != 0) return reported(use.file, drained);
+    }
     if (!mode.append) {
         request.operation = .write;
         if (offset) |at| {
@@ -894,9 +914,9 @@ fn writeRouted(use: *Use, vectors: []const Vector, total: usize, offset: ?i64) i
             request.offset = end - total;
             moved = true;
         }
-        if (request.offset > ring.Resolved.offset_max - total) {
+        if (request.offset > file_bytes_max - total) {
             if (moved) moveBack(use.fd, total);
-            return system.negative(.FBIG);
+            return goNativeFor(use, .unsupported);
         }
     }
     var ticket: Ticket = undefined;
@@ -905,7 +925,7 @@ fn writeRouted(use: *Use, vectors: []const Vector, total: usize, offset: ?i64) i
         if (moved) moveBack(use.fd, total);
         return reported(use.file, sent);
     }
-    if (mode.append) @atomicStore(bool, &use.file.append_pending, true, .seq_cst);
+    if (mode.append and offset == null) @atomicStore(bool, &use.file.append_pending, true, .seq_cst);
     const waited = awaitPromised(use, mode, ticket);
     return if (waited != 0) reported(use.file, waited) else @intCast(total);
 }
@@ -1021,8 +1041,7 @@ pub fn ftruncate(fd: i32, length_bytes: i64) i32 {
     defer use.end();
     if (use.isNative() or use.file.currentMode().observer) return native;
     if (length_bytes < 0) return system.negative(.INVAL);
-    if (length_bytes > @atomicLoad(u64, &size_limit, .monotonic)) return goNativeFor(&use, .unsupported);
-    if (length_bytes > ring.Resolved.offset_max) return system.negative(.FBIG);
+    if (length_bytes > @atomicLoad(u64, &size_limit, .monotonic) or length_bytes > file_bytes_max) return goNativeFor(&use, .unsupported);
     return perform(&use, &.{ .operation = .truncate, .offset = @intCast(length_bytes) });
 }
 
@@ -1039,8 +1058,7 @@ pub fn fallocate(fd: i32, mode: i32, offset: i64, length_bytes: i64) i32 {
     // Ranges that are taken out or put in shift the rest of the file: done twice, in a replay, they destroy it.
     // Ranges that are emptied stay native too: the daemon logs what makes room, and nothing else.
     if (mode & ~@as(i32, FALLOC_FL_KEEP_SIZE) != 0) return goNativeFor(&use, .unsupported);
-    if (end > @atomicLoad(u64, &size_limit, .monotonic)) return goNativeFor(&use, .unsupported);
-    if (end > ring.Resolved.offset_max) return system.negative(.FBIG);
+    if (end > @atomicLoad(u64, &size_limit, .monotonic) or end > file_bytes_max) return goNativeFor(&use, .unsupported);
     return perform(&use, &.{
         .operation = .allocate,
         .offset = @intCast(offset),
@@ -1109,8 +1127,13 @@ fn drainEverybody(use: *Use) i32 {
         var writers = Writers{ .use = use };
         while (writers.next()) |writer| {
             defer descriptors.unpin(writer.file);
+            if (!isRegistered(writer.file)) continue;
+            // An operation on that file as well: it may find that the file is to be native, and wait for all but its own.
             var other = writer;
-            if (isRegistered(writer.file)) return drainThrough(&other);
+            other.operation = use.thread.push(@intFromPtr(&other)) orelse return system.negative(.DEADLK);
+            defer use.thread.pop(other.operation);
+            other.operation.file = writer.file;
+            return drainThrough(&other);
         }
     }
     const own = drainOwn(use);
@@ -1576,8 +1599,11 @@ fn awaitQuiet(use: *Use) i32 {
 /// Also where the log has never heard of the file: whoever comes to it through Elgate must learn from the daemon
 /// that it is written natively here.
 fn fenceOff(use: *Use, reason: Reason) i32 {
-    const drained = drainInode(use, .{ .applied = true });
-    if (drained != 0) return drained;
+    // What is native in this process already has it all since.
+    if (use.file.inode.currentCare() != .native) {
+        const drained = drainInode(use, .{ .applied = true });
+        if (drained != 0) return drained;
+    }
     const fenced = if (use.file.currentMode().observer) fenceThroughWriter(use, reason) else fenceThrough(use, reason);
     return if (fenced != 0) fenced else registerWriters(use);
 }

@@ -17,7 +17,7 @@ const restarts_max = 64;
 
 /// 0: there is nothing to say; 1: it is said; -errno: it could not be logged, and must not be done.
 pub fn beforeRename(old: [*:0]const u8, new: [*:0]const u8) i32 {
-    if (!isServed()) return 0;
+    if (!isServed() or !exists(old)) return 0; // the native call says what is wrong
     const moves = isMarkedAt(old) or mayHoldRouted(old);
     const replaces = isMarkedAt(new) and !isSame(old, new);
     const removed = if (replaces) sayRemoved(new) else 0;
@@ -72,6 +72,11 @@ fn mayHoldRouted(path: [*:0]const u8) bool {
     defer system.close(fd);
     var buffer: path_module.Buffer = undefined;
     return session.mayMatchBelow(path_module.ofDescriptor(fd, &buffer) orelse return false);
+}
+
+fn exists(path: [*:0]const u8) bool {
+    var status: linux.Stat = undefined;
+    return system.failure(linux.fstatat(linux.AT.FDCWD, path, &status, linux.AT.SYMLINK_NOFOLLOW)) == null;
 }
 
 /// Two names of one file: a rename leaves both.

@@ -852,12 +852,36 @@ pub const Control = struct {
         if (stat.isDirectory()) {
             const below = os.pathOf(client_fd, &change.below_buffer) orelse return self.refuse(session, sequence, .not_on_a_route, @intFromEnum(linux.E.NOENT));
             change.below_length = below.len;
+            self.fenceLeavingBelow(session, sequence, change);
             for (0..self.state.routeCount()) |route| self.askToChange(session, .{ .kind = .moved_below, .session = session.id, .sequence = sequence, .route = @intCast(route) }, change);
         } else if (self.registry.get(.{ .device = stat.device, .inode = stat.inode })) |file| {
             file.removal_said_by = 0;
-            self.askToChange(session, .{ .kind = .moved, .session = session.id, .sequence = sequence, .file = file }, change);
+            self.askToChange(session, .{ .kind = .moved, .session = session.id, .sequence = sequence, .file = file, .leaves_route = !self.takesPath(change.path()) }, change);
         }
         self.awaitChanges(session, sequence);
+    }
+
+    /// Whoever opens a file there goes through Elgate.
+    fn takesPath(self: *const Control, path: []const u8) bool {
+        const entry = self.table.match(path) orelse return false;
+        return !entry.flags.retired;
+    }
+
+    /// The files of a directory that moves to where no route is.
+    fn fenceLeavingBelow(self: *Control, session: *Session, sequence: u32, change: *const names.Change) void {
+        const own = self.state.allocator.create(names.Change) catch {
+            session.change_errno = @intFromEnum(linux.E.NOMEM);
+            return;
+        };
+        defer self.state.allocator.destroy(own);
+        own.* = .{};
+        var known = self.registry.valueIterator();
+        while (known.next()) |entry| {
+            var buffer: [4096]u8 = undefined;
+            const new = change.carried(os.pathOf(entry.*.fd, &buffer) orelse continue, &own.path_buffer) orelse continue;
+            own.path_length = new.len;
+            if (!self.takesPath(new)) self.askToChange(session, .{ .kind = .moved, .session = session.id, .sequence = sequence, .file = entry.*, .leaves_route = true }, own);
+        }
     }
 
     /// A file is about to lose the name that it has.

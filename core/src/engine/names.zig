@@ -30,7 +30,7 @@ pub const Change = struct {
     }
 
     /// Where a file that is at `now` will be; null: not below the directory, or too deep to be named.
-    fn carried(change: *const Change, now: []const u8, buffer: *[4096]u8) ?[]const u8 {
+    pub fn carried(change: *const Change, now: []const u8, buffer: *[4096]u8) ?[]const u8 {
         const below = change.below_buffer[0..change.below_length];
         if (!std.mem.startsWith(u8, now, below) or now.len == below.len or now[below.len] != '/') return null;
         const rest = now[below.len..];
@@ -78,7 +78,14 @@ pub fn serve(worker: *Worker, request: *Request) Worker.Served {
             if (worker.logOwn(file, route, .removed, &.{}, null) == null) return .later;
             file.naming.removed = true;
         },
-        .moved => logPath(worker, file, route, request.change.?.path()) catch |err| return notLogged(request, err),
+        .moved => {
+            // Whoever opens it by that name writes it natively.
+            if (request.leaves_route and !leaves(worker, request)) return .later;
+            logPath(worker, file, route, request.change.?.path()) catch |err| {
+                if (err == error.OutOfMemory and request.begun) Worker.abandonFence(file, request);
+                return notLogged(request, err);
+            };
+        },
         else => unreachable,
     }
     return .after_commit;

@@ -25,7 +25,9 @@ pub const Request = struct {
     /// was read after that. A drain: those positions were read.
     begun: bool = false,
     barriers: [rings_max]u64 = undefined,
-    /// A name's removal: it is logged without a fence.
+    /// A file gets a name that is on no route.
+    leaves_route: bool = false,
+    /// A name's change, for which there ought to be a fence: it is logged without one.
     unfenced: bool = false,
     /// Answer: the file is native.
     native: bool = false,

@@ -1630,6 +1630,12 @@ pub const Worker = struct {
         return .answered;
     }
 
+    /// What was to be done behind it will not be.
+    pub fn abandonFence(file: *File, request: *Request) void {
+        _ = decideFence(file, request, @intFromEnum(linux.E.NOMEM));
+        request.begun = false;
+    }
+
     fn publishNative(file: *File, native: positions.Native) void {
         file.native = native;
         for (file.handle_list.items) |entry| @atomicStore(positions.Native, &entry.state().native, native, .seq_cst);
@@ -1721,7 +1727,7 @@ pub const Worker = struct {
             request.errno = errno;
             switch (request.kind) {
                 .fence, .fence_stray, .fence_unfit => _ = decideFence(request.file.?, request, errno),
-                .removed => if (request.begun) {
+                .removed, .moved => if (request.begun) {
                     _ = decideFence(request.file.?, request, errno);
                 },
                 else => {},

@@ -159,7 +159,7 @@ def open_descriptor(path: Path, flags: int, mode: int = 0o777, dir_fd: int | Non
     try:
         adopt(fd, location_of(path, dir_fd) or b"", flags, path)
         if truncate:
-            _truncate_at_open(fd, path)
+            truncate_descriptor(fd, 0, path)
     except BaseException:
         close_descriptor(fd)
         raise
@@ -175,16 +175,17 @@ def close_descriptor(fd: int) -> None:
         native_close(fd)
 
 
-def _truncate_at_open(fd: int, path: Path) -> None:
+def truncate_descriptor(fd: int, length: int, path: Path) -> None:
+    """Of our own making, just opened."""
     if fd in routed:
-        result = elgate_ftruncate(fd, 0)
+        result = elgate_ftruncate(fd, length)
         if result == 0:
             return
         if result != NATIVE:
             raise os_error(result, path)
         became_native(fd)
     if S_ISREG(native_fstat(fd).st_mode):
-        native_ftruncate(fd, 0)
+        native_ftruncate(fd, length)
 
 
 def adopt(fd: int, location: bytes, flags: int, filename: object) -> None:
@@ -367,7 +368,15 @@ class NameChange:
 
     __slots__ = ("_kept",)
 
-    def __init__(self, old: Any, old_dir_fd: int | None = None, new: Any = None, new_dir_fd: int | None = None) -> None:
+    def __init__(
+        self,
+        old: Any,
+        old_dir_fd: int | None = None,
+        new: Any = None,
+        new_dir_fd: int | None = None,
+        *,
+        replaces: bool = True,
+    ) -> None:
         # Of what is removed nothing is to be seen any more, and no earlier error keeps it: removing it may make room.
         if new is not None:
             drain_path(old, old_dir_fd)
@@ -381,6 +390,8 @@ class NameChange:
             self._kept = source if result == 1 else None
         else:
             target = location_at(new, new_dir_fd)
+            if target is not None and not replaces and os.path.lexists(target):
+                return  # the native call fails
             result = elgate_before_rename(source, target) if source is not None and target is not None else 0
             self._kept = target if result == 1 else None
         if result < 0:

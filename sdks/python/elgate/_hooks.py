@@ -21,6 +21,7 @@ import mmap
 import os
 import socket
 from errno import EINTR
+from stat import S_ISREG
 from types import MethodType
 
 from elgate import _descriptors
@@ -35,6 +36,7 @@ from elgate._descriptors import (
     NameChange,
     appending,
     became_native,
+    close_descriptor,
     descriptor,
     descriptor_of,
     drain,
@@ -62,6 +64,7 @@ from elgate._descriptors import (
     replaced,
     routed,
     tracked,
+    truncate_descriptor,
     writers,
 )
 from elgate._file import OFFSET_MAX, memory_of, native_write, routed_open
@@ -428,7 +431,27 @@ def truncate(home: Home, path: Any, length: int) -> None:
             if (status.st_dev, status.st_ino) == inode and fds:
                 _truncated(fds[0], size, native_truncate, path, length)
                 return
+    if size >= 0 and number < 0 and _truncates_for_all(path, size):
+        return
     native_truncate(path, length)
+
+
+def _truncates_for_all(path: Any, size: int) -> bool:
+    """Where another process may have the file open, its writes and this truncate have their order in the daemon alone."""
+    try:
+        location = os.fspath(path)
+        if not is_concerned(location, True) or not S_ISREG(native_stat(location).st_mode):
+            return False
+        fd = open_descriptor(location, os.O_WRONLY | os.O_CLOEXEC)
+    except (OSError, TypeError, ValueError) as error:
+        if by_handler(error):
+            raise
+        return False  # the native call says it better
+    try:
+        truncate_descriptor(fd, size, location)
+    finally:
+        close_descriptor(fd)
+    return True
 
 
 native_posix_fallocate = os.posix_fallocate
@@ -614,7 +637,8 @@ def link(
         # A file with two names cannot be told from another at replay.
         for inode in inodes_at(src, src_dir_fd):
             go_native_inode(inode, LINKED)
-    native_link(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks)
+    with NameChange(src, src_dir_fd, dst, dst_dir_fd, replaces=False):
+        native_link(src, dst, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks)
 
 
 # A write that is applied later would set the time again, or take set-user-ID away.

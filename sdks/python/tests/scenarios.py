@@ -329,7 +329,90 @@ def append_mode(step: Step, here: Path) -> None:
     step(os.lseek, fd, 0, os.SEEK_CUR)
     step(fcntl.fcntl, fd, fcntl.F_SETFL, flags)
     step(os.write, fd, b"TAIL")
+    # The kernel appends these as well, and leaves the offset where it is.
+    step(os.pwrite, fd, b"nowhere else", 2)
+    step(os.lseek, fd, 0, os.SEEK_CUR)
+    step(os.write, fd, b"and on")
+    step(os.pwritev, fd, [b"nowhere", b"else"], 0)
+    step(os.lseek, fd, 0, os.SEEK_CUR)
+    step(os.pwrite, fd, b"", 2)
+    step(os.write, fd, b"")
+    step(os.lseek, fd, 0, os.SEEK_CUR)
     os.close(fd)
+
+
+def appends_beside_others(step: Step, here: Path) -> None:
+    """The same file with and without O_APPEND, through one process."""
+    append = os.open("a", os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    plain = os.open("a", os.O_RDWR)
+    for turn in range(12):
+        step(os.write, append, b"append %d\n" % turn)
+        step(os.write, plain, b"plain %d\n" % turn)
+        if turn % 4 == 3:
+            step(os.ftruncate, (append, plain)[turn % 3 == 0], 20 + turn)
+            step(os.lseek, append, -3, os.SEEK_CUR)
+            step(os.read, append, 10)
+            step(os.pread, plain, 1000, 0)
+    os.close(append), os.close(plain)
+
+
+def far_away(step: Step, here: Path) -> None:
+    fd = os.open("a", os.O_RDWR | os.O_CREAT)
+    for offset in (2**31 - 3, 2**32 - 3, 2**33):
+        step(os.pwrite, fd, b"far away", offset)
+        step(os.pread, fd, 20, offset - 5)
+        step(os.lseek, fd, offset + 3, os.SEEK_SET)
+        step(os.write, fd, b"AWAY")
+        step(os.lseek, fd, 0, os.SEEK_CUR)
+    step(os.fstat, fd)
+    step(os.lseek, fd, 0, os.SEEK_END)
+    step(os.truncate, "a", 2**32)
+    step(os.pread, fd, 20, 2**32 - 6)
+    append = os.open("a", os.O_WRONLY | os.O_APPEND)
+    step(os.write, append, b"appended")
+    step(os.lseek, append, 0, os.SEEK_CUR)
+    os.close(append)
+    step(os.pwrite, fd, b"x", 2**63 - 1)
+    step(os.ftruncate, fd, 2**62)
+    step(os.ftruncate, fd, 10)
+    os.close(fd)
+
+
+def handlers_and_threads(step: Step, here: Path) -> None:
+    """Writes and closes in signal handlers, and threads that close each other's descriptors."""
+    import signal
+
+    fds = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND) for name in "ab"]
+
+    def handler(number: int, frame: Any) -> None:
+        os.write(fds[0], b"in the handler\n")
+        if number == signal.SIGUSR2:
+            os.close(fds[1])
+
+    before = [signal.signal(number, handler) for number in (signal.SIGUSR1, signal.SIGUSR2)]
+    for turn in range(20):
+        os.write(fds[0], b"%d\n" % turn)
+        os.write(fds[1], b"%d\n" % turn)
+        if turn % 5 == 0:
+            signal.raise_signal(signal.SIGUSR1)
+    signal.raise_signal(signal.SIGUSR2)
+    step(os.write, fds[1], b"closed")
+    step(os.pread, fds[0], 1000, 0)
+    for number, old in zip((signal.SIGUSR1, signal.SIGUSR2), before, strict=True):
+        signal.signal(number, old)
+    for _ in range(20):
+        other = os.open("c", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def close(fd: int = other) -> None:
+            os.write(fd, b"by the thread\n")
+            os.close(fd)
+
+        os.write(other, b"by the one who opened it\n")
+        thread = threading.Thread(target=close)
+        thread.start()
+        thread.join()
+        step(os.write, other, b"x")
+    os.close(fds[0])
 
 
 # --- Descriptors -----------------------------------------------------------------------------------------------------
