@@ -8,6 +8,7 @@
 const std = @import("std");
 const assert = std.debug.assert;
 const os = @import("os.zig");
+const checkpoints = @import("checkpoints.zig");
 const lanes_module = @import("disk/lanes.zig");
 const log_module = @import("wal/log.zig");
 const tails_module = @import("tails.zig");
@@ -107,7 +108,7 @@ pub const Syncs = struct {
         }
         if (!route.log.hasUnsynced()) recovered(worker, route);
         worker.answerCommitted(route.index, 0);
-        worker.writeCursor(route);
+        checkpoints.writeCursor(worker, route);
         // One that failed at first has taken another segment.
         if (route.log.needsPreparation()) worker.state.wakeMaintenance();
     }
@@ -142,7 +143,7 @@ pub fn becameDurable(worker: *Worker, route: *Route, now_ns: u64) void {
         const line = each.publisher.route(route.index);
         Worker.publishPositions(each, route, line.logged, line.logged, line.applied);
     }
-    worker.writeCursor(route);
+    checkpoints.writeCursor(worker, route);
 }
 
 fn takeTailsBack(worker: *Worker, route: *Route) void {

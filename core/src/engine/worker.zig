@@ -22,7 +22,6 @@ const wal = @import("../format/wal.zig");
 const checksum = @import("../format/checksum.zig");
 const os = @import("os.zig");
 const consumer_module = @import("consumer.zig");
-const Consumer = consumer_module.Consumer;
 const Item = consumer_module.Item;
 const ring_memory = @import("ring_memory.zig");
 const served_ring = @import("served_ring.zig");
@@ -52,28 +51,15 @@ const Failure = @import("failure.zig").Failure;
 const steps = @import("steps.zig");
 const quarantine = @import("quarantine.zig");
 const names = @import("names.zig");
+const checkpoints = @import("checkpoints.zig");
+const sleep = @import("sleep.zig");
 const release = @import("release.zig");
 const Stub = @import("stub.zig").Stub;
-const counters_module = @import("counters.zig");
 const log_module = @import("wal/log.zig");
 
-/// Bound of every sleep: what should have woken the worker and did not is found this late at the latest.
-const sleep_ns_max = 100 * std.time.ns_per_ms;
-/// Open claims are looked at this often, so that a dead producer's is given up well within 50 ms.
-const sleep_ns_passed = 5 * std.time.ns_per_ms;
-const tick_ns_stopping = std.time.ns_per_ms;
-/// A sleep that ends sooner was not worth what it costs: a wake of the worker, by whoever has put something into a ring, on
-/// a processor that has gone idle. Behind such sleeps the worker looks for as long by itself.
-const linger_ns = 50 * std.time.ns_per_us;
-/// So many looks in vain, and it sleeps at once again, until a sleep was short.
-const lingers_in_vain_max = 4;
 const retry_interval_ns = syncs_module.retry_interval_ns;
 /// A target that goes on failing is tried less and less often: each attempt may write all of its window again.
 const rewrite_pause_ns_max = 2 * std.time.ns_per_s;
-
-/// user_data of completions that are not a file's: 1 for the worker's own doorbell, then one for each ring's.
-const user_data_doorbell: u64 = 1;
-const doorbells_max = rings_max + 1;
 
 /// Items of one ring in a row, before the next ring has its turn.
 const turn_items_max = 64;
@@ -135,12 +121,10 @@ pub const Worker = struct {
     syncs: Syncs = .{},
     known_files: std.ArrayListUnmanaged(*File) = .empty,
     failed_files: u32 = 0,
-    doorbells_armed: std.StaticBitSet(doorbells_max) = .initEmpty(),
+    sleeper: sleep.Sleeper = .{},
     /// Offers to the control thread that it has not answered.
     offers_open: u32 = 0,
     last_tick_ns: u64 = 0,
-    /// Looks before a sleep that are left to it.
-    lingers_left: u32 = 0,
     lock_fd: i32,
 
     /// Routes with something under way, so that a thousand idle ones cost nothing.
@@ -229,7 +213,7 @@ pub const Worker = struct {
             const worked = worker.round();
             const now = os.monotonicNs();
             const stopping = @atomicLoad(bool, &state.stopping, .acquire);
-            const tick_ns: u64 = if (stopping) tick_ns_stopping else sleep_ns_max;
+            const tick_ns: u64 = if (stopping) sleep.ns_max_stopping else sleep.ns_max;
             if (now -% worker.last_tick_ns >= tick_ns) worker.tick(now);
             if (worked) continue;
             if (stopping) {
@@ -245,26 +229,8 @@ pub const Worker = struct {
                     return;
                 }
             }
-            if (worker.linger()) continue;
-            const before_ns = os.monotonicNs();
-            worker.sleep();
-            if (os.monotonicNs() - before_ns < linger_ns) worker.lingers_left = lingers_in_vain_max;
+            sleep.untilCalled(worker);
         }
-    }
-
-    /// Looks for something to do for a moment; whether there is.
-    fn linger(worker: *Worker) bool {
-        if (worker.lingers_left == 0) return false;
-        // What works for us elsewhere may need this processor.
-        if (worker.applier.in_flight > 0 or worker.long_in_flight > 0 or worker.syncs.in_lanes > 0) return false;
-        const until_ns = os.monotonicNs() + linger_ns;
-        while (os.monotonicNs() < until_ns) {
-            for (worker.served()) |each| if (!each.lost and each.consumer.somethingToDo() and worker.buffers.free != null) return true;
-            if (@atomicLoad(bool, &worker.state.to_worker.filled, .acquire)) return true;
-            std.atomic.spinLoopHint();
-        }
-        worker.lingers_left -= 1;
-        return false;
     }
 
     /// One batch. Returns whether there was anything to do.
@@ -939,7 +905,7 @@ pub const Worker = struct {
         return false;
     }
 
-    fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer) void {
+    pub fn commitRoute(worker: *Worker, route: *Route, buffer: *Buffer) void {
         const state = worker.state;
         if (buffer.group.isEmpty()) {
             // All that it had was refused.
@@ -1086,10 +1052,7 @@ pub const Worker = struct {
                 // Completions appear only when asked for.
                 if (worker.applier.in_flight > 0) uring.submit();
                 while (uring.take()) |completion| {
-                    if (completion.user_data < user_data_doorbell + doorbells_max) {
-                        worker.doorbells_armed.unset(completion.user_data - user_data_doorbell);
-                        continue;
-                    }
+                    if (worker.sleeper.takes(completion.user_data)) continue;
                     worker.applier.completed(@ptrFromInt(completion.user_data), completion.res);
                     any = true;
                 }
@@ -1220,7 +1183,7 @@ pub const Worker = struct {
                 }
                 file.syncing_lsn = 0;
                 route.checkpoint.syncs -= 1;
-                worker.writeCursor(route);
+                checkpoints.writeCursor(worker, route);
             },
             .release => {
                 if (file.name_synced) file.naming.forgetFormer(worker.state.allocator);
@@ -1346,7 +1309,7 @@ pub const Worker = struct {
             }
             var sole = if (each.consumer.holding_routes > 1) positions.no_sole_route else each.sole_candidate;
             if (each.sole_since_ns != 0) {
-                if (os.monotonicNs() - each.sole_since_ns < sleep_ns_max) sole = positions.no_sole_route else each.sole_since_ns = 0;
+                if (os.monotonicNs() - each.sole_since_ns < sleep.ns_max) sole = positions.no_sole_route else each.sole_since_ns = 0;
             }
             if (header.sole_route != sole) {
                 @atomicStore(u32, &header.sole_route, sole, .release);
@@ -1767,132 +1730,8 @@ pub const Worker = struct {
             const route = state.route(@intCast(index));
             if (route.replayed.items.len > 0) worker.knowReplayed(route);
             admission.tick(state, route, now);
-            worker.checkpoint(route, now);
+            checkpoints.tick(worker, route, now);
         }
-    }
-
-    /// Begins a checkpoint when one is due, and takes the result of the last.
-    fn checkpoint(worker: *Worker, route: *Route, now: u64) void {
-        const state = worker.state;
-        const job = &route.checkpoint;
-        switch (@atomicLoad(@TypeOf(job.state), &job.state, .acquire)) {
-            .syncing, .requested => return,
-            .idle => {},
-            .done => {
-                state.counters.add(.checkpoints_total, 1);
-                job.last_lsn = job.lsn;
-                job.cursor_failed = false;
-                @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
-                for (worker.known_files.items) |file| {
-                    if (file.route == route.index) worker.offerFile(file);
-                }
-            },
-            .failed => {
-                // The targets are synced, and nothing is removed: the next one writes the cursor.
-                state.counters.add(.checkpoint_failures_total, 1);
-                job.cursor_failed = true;
-                @atomicStore(@TypeOf(job.state), &job.state, .idle, .release);
-            },
-        }
-        const stopping = @atomicLoad(bool, &state.stopping, .acquire) and !job.cursor_failed;
-        const due = route.bytes_since_checkpoint >= state.checkpoint_bytes or now - job.last_ns >= state.checkpoint_interval_ns or stopping or route.admission == .log_full;
-        job.waits = false;
-        if (!due or route.data_lsn <= job.last_lsn or route.applied_lsn <= job.last_lsn) return;
-        if (route.buffer != null and route.failed_errno == 0) {
-            job.waits = true; // with the next tick: until then no group gathers in the ring
-            return;
-        }
-        for (worker.served()) |each| {
-            // A record that a ring still holds must stay in the log, or the next daemon would take it again.
-            if (!each.recovery_over) return;
-            if (each.lost or each.consumer.tail == each.consumer.scan) continue;
-            // What is in no log yet, and may stay so for long, holds up no checkpoint.
-            each.consumer.leave_held = true;
-            return;
-        }
-        if (route.buffer != null or route.replayed.items.len > 0) return; // the log does not take anything now
-        // What is not durable is not covered, and a route may have nothing else that would make it so.
-        if (route.unsynced_since_ns != 0) route.sync_wanted = true;
-        const lsn = @min(route.applied_lsn, route.log.durableLsn(), worker.cursorLimit(route));
-        if (lsn <= job.last_lsn) return;
-        job.last_ns = now;
-        job.lsn = lsn;
-        route.bytes_since_checkpoint = 0;
-        // The log below will go: who is still open must be known above.
-        for (worker.known_files.items) |file| {
-            if (file.route != route.index or !needsIdentity(file, job.lsn)) continue;
-            if (!worker.hasRoom() or !names.logAnew(worker, file, route)) {
-                worker.commitOpen(route);
-                if (!names.logAnew(worker, file, route)) return;
-            }
-        }
-        worker.commitOpen(route);
-        if (route.failed_errno != 0) return;
-        job.identities_lsn = route.log.nextLsn() - 1;
-        if (route.log.hasUncovered()) route.sync_wanted = true;
-        for (worker.known_files.items) |file| {
-            if (file.route != route.index) continue;
-            if (file.syncing) {
-                // To be let go of: what that sync covers is not certain yet.
-                job.lsn = @min(job.lsn, file.syncing_lsn - 1);
-                continue;
-            }
-            const is_unsynced = file.unsynced_lsn != 0 and file.unsynced_lsn <= job.lsn;
-            if (!is_unsynced and (file.naming.former.len == 0 or file.rewrite_lsn != 0)) continue;
-            assert(file.rewrite_lsn == 0); // see cursorLimit
-            file.errand = .sync;
-            // A queue that is full, or a fence's sync under way: the next one takes it.
-            if (file.queue_syncing or !worker.giveErrand(file)) {
-                if (is_unsynced) job.lsn = @min(job.lsn, file.unsynced_lsn - 1);
-                continue;
-            }
-            job.syncs += 1;
-            file.syncing = true;
-            if (!is_unsynced) continue; // its name alone
-            file.syncing_lsn = file.unsynced_lsn;
-            // What stands above the checkpoint is not in the file for certain: the next one syncs it again.
-            file.unsynced_lsn = if (file.last_lsn > job.lsn) job.lsn + 1 else 0;
-        }
-        job.state = .syncing;
-        worker.writeCursor(route);
-    }
-
-    /// Something of the file may have to be placed by what the log holds above a checkpoint at `lsn`, or above where that
-    /// ends up if not all of the file's syncs are back.
-    fn needsIdentity(file: *const File, lsn: u64) bool {
-        if (file.handle_list.items.len != 0) return true;
-        if (file.release.lsn > file.last_lsn) return false; // nothing is for it any more
-        return file.last_lsn > lsn or !file.queue.isEmpty() or file.rewrite_lsn != 0 or file.syncing or file.unsynced_lsn != 0;
-    }
-
-    /// No checkpoint passes what a target does not have for certain.
-    fn cursorLimit(worker: *const Worker, route: *const Route) u64 {
-        if (route.failed_files == 0) return std.math.maxInt(u64);
-        var limit: u64 = std.math.maxInt(u64);
-        for (worker.known_files.items) |file| {
-            if (file.route != route.index or file.rewrite_lsn == 0) continue;
-            limit = @min(limit, file.rewrite_lsn - 1);
-            if (file.unsynced_lsn != 0) limit = @min(limit, file.unsynced_lsn - 1);
-        }
-        return limit;
-    }
-
-    /// Once all of a checkpoint's syncs have come back, and the log above it is durable as far as files are named there.
-    pub fn writeCursor(worker: *Worker, route: *Route) void {
-        const job = &route.checkpoint;
-        if (job.state != .syncing or job.syncs > 0 or route.log.durableLsn() < job.identities_lsn) return;
-        job.lsn = @min(job.lsn, worker.cursorLimit(route));
-        if (job.lsn <= job.last_lsn) {
-            job.lsn = job.last_lsn;
-            job.state = .idle;
-            return;
-        }
-        @atomicStore(@TypeOf(job.state), &job.state, .requested, .release);
-        worker.state.wakeMaintenance();
-    }
-
-    fn commitOpen(worker: *Worker, route: *Route) void {
-        if (route.buffer) |buffer| worker.commitRoute(route, buffer); // identities only: nothing to apply
     }
 
     /// Nobody has it open, and it is wholly below the checkpoint (so no checkpoint under way knows it either), or released.
@@ -1942,64 +1781,5 @@ pub const Worker = struct {
             }
         }
         return true;
-    }
-
-    // ---- sleep --------------------------------------------------------------------------------------
-
-    fn sleep(worker: *Worker) void {
-        const state = worker.state;
-        // Publish, full fence, look again: a producer that commits after our look sees the doorbell set.
-        worker.setDoorbells(1);
-        var busy = false;
-        for (worker.served()) |each| busy = busy or (!each.lost and each.consumer.somethingToDo() and worker.buffers.free != null);
-        const results = worker.long_lanes.anyResult() or worker.syncs.lanes.anyResult() or switch (worker.applier.engine) {
-            .lanes => |*lanes| lanes.anyResult(),
-            .io_uring => false, // waited for together with the doorbells
-        };
-        if (busy or results or @atomicLoad(bool, &state.to_worker.filled, .seq_cst)) return worker.setDoorbells(0);
-        var limit: u64 = sleep_ns_max;
-        for (worker.served()) |each| {
-            if (each.consumer.passed_count > 0) limit = sleep_ns_passed;
-        }
-        for (worker.active[0..worker.active_count]) |route| {
-            if (route.unsynced_since_ns != 0 and !route.sync.in_lane) limit = @min(limit, syncs_module.dueNs(worker, route) -| os.monotonicNs());
-        }
-        const release_due_ns = worker.releases.dueNs();
-        if (release_due_ns != release.never) limit = @min(limit, release_due_ns -| os.monotonicNs());
-        if (@atomicLoad(bool, &state.stopping, .acquire) or worker.pending != null) limit = @min(limit, tick_ns_stopping);
-        state.counters.add(.worker_sleeps_total, 1);
-        if (state.disk_engine == .lanes or (worker.applier.in_flight == 0 and worker.doorbells_armed.count() == 0)) {
-            var doorbells: [doorbells_max]*const u32 = undefined;
-            for (0..worker.ring_count + 1) |number| doorbells[number] = worker.doorbell(number);
-            os.futexWaitAny(doorbells[0 .. worker.ring_count + 1], 1, limit);
-        } else {
-            for (0..worker.ring_count + 1) |number| worker.armDoorbell(number);
-            worker.uring.submitAndWait(limit);
-        }
-        worker.setDoorbells(0);
-    }
-
-    /// The worker's own, then one in each ring.
-    fn doorbell(worker: *Worker, number: usize) *u32 {
-        return if (number == 0) &worker.state.doorbell else &worker.rings[number - 1].view.header().doorbell;
-    }
-
-    fn setDoorbells(worker: *Worker, value: u32) void {
-        for (0..worker.ring_count + 1) |number| @atomicStore(u32, worker.doorbell(number), value, .seq_cst);
-    }
-
-    /// A doorbell as a completion, so that one wait serves for both kinds of event.
-    fn armDoorbell(worker: *Worker, number: usize) void {
-        const bit = if (number == 0) 0 else @as(usize, worker.rings[number - 1].index) + 1;
-        if (worker.doorbells_armed.isSet(bit)) return;
-        const entry = worker.uring.prepare() orelse return;
-        const futex2_size_u32 = 2;
-        entry.opcode = .FUTEX_WAIT;
-        entry.fd = futex2_size_u32; // shared: no FUTEX2_PRIVATE
-        entry.addr = @intFromPtr(worker.doorbell(number));
-        entry.off = 1; // the value to sleep on
-        entry.addr3 = std.math.maxInt(u32); // bitset
-        entry.user_data = user_data_doorbell + bit;
-        worker.doorbells_armed.set(bit);
     }
 };
