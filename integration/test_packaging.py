@@ -84,3 +84,8 @@ def test_sdist_makes_a_wheel_that_works_in_an_empty_environment(tmp_path: Path) 
         r"elgate 0\.1\.0, engine 0\.1\.0 zig 0\.15\.2 ReleaseFast",
         run(environment / "bin" / "elgate", "version", cwd=tmp_path),
     )
+
+    # For those who test their own programs: the fixture is there by itself.
+    run(*pip, "install", "--quiet", f"{wheel}[test]", cwd=tmp_path)
+    (tmp_path / "test_it.py").write_text("def test_it(elgate_stub):\n    assert elgate_stub.operations() == []\n")
+    assert "1 passed" in run(python, "-m", "pytest", "-q", "test_it.py", cwd=tmp_path)

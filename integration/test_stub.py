@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from formats import ENUMERATIONS, RING
 from programs import Program, wait_until
+from rawclient import SLOTS, RawClient
 
 from elgate.daemon.child import ChildDaemon
 from elgate.daemon.stub import Operation, Stub, StubDaemon, StubError
@@ -501,6 +504,82 @@ def test_the_fixture_serves_its_own_process_and_cleans_up_behind_it(tmp_path: Pa
     assert "1 failed, 5 passed" in result.stdout, result.stdout + result.stderr
     assert "elgate_stub: /" in result.stdout
     assert not list(Path("/dev/shm").glob("elgate_ring-pytest-*.stub")) or environment.get("PYTEST_XDIST_WORKER")
+
+
+LEFT_BEHIND = """
+    import os, signal
+
+    def test_that_kills_its_process(elgate_stub, tmp_path):
+        elgate_stub.route("orders", f"{tmp_path}/**")
+        elgate_stub.patch()
+        file = os.open(tmp_path / "left", os.O_WRONLY | os.O_CREAT)
+        os.write(file, b"x")
+        os.fsync(file)
+        daemon = elgate_stub.daemon
+        print("daemon", daemon.pid, daemon.directory, daemon.socket.parent, tmp_path / "left", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_stub_ends_with_the_process_that_it_was_for(tmp_path: Path) -> None:
+    result = run_pytest(tmp_path, LEFT_BEHIND, "-q", "-s")
+    assert result.returncode == -signal.SIGKILL, result.stdout + result.stderr
+    _, pid, directory, sockets, left = result.stdout[result.stdout.index("daemon ") :].split()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the daemon has ended")
+    assert not (Path(directory) / "wal.stub").exists() and not Path(sockets).exists()
+    assert os.listxattr(left) == []
+
+
+def test_an_fsync_that_its_program_has_to_send_again_is_one(elgate_stub: StubDaemon, directory: Path) -> None:
+    barrier = ENUMERATIONS["SlotHeader.operation"]["barrier"]
+    with RawClient(elgate_stub.socket) as client, elgate_stub.fault("fsync", errno.EIO) as fault:
+        client.hello()
+        client.attach()
+        client.register(directory / "a")
+        passed = client.put(b"", commit=False, operation=barrier)
+        client.put(b"behind")
+        assert kinds(elgate_stub.operations()) == ["open", "write"]
+        client.set_word(passed, "committed_passed", 1)
+        client.ring_doorbell()
+        wait_until(lambda: client.lap(passed) != passed // SLOTS, "its slot is given back")
+        client.put(b"", operation=barrier)
+        assert kinds(elgate_stub.operations()) == ["open", "write", "fsync"]
+        assert fault.hits == 1
+
+
+def test_an_operation_that_two_daemons_meet_is_one(elgate_stub: StubDaemon, directory: Path) -> None:
+    barrier = ENUMERATIONS["SlotHeader.operation"]["barrier"]
+    with RawClient(elgate_stub.socket) as client, elgate_stub.fault("fsync", errno.EIO) as fault:
+        client.hello()
+        client.attach()
+        client.register(directory / "a")
+        client.put(b"x")
+        position = client.put(b"", operation=barrier)
+        expected = elgate_stub.operations()
+        assert kinds(expected) == ["open", "write", "fsync"]
+        elgate_stub.kill()
+        # As if it had died before it gave the slot back.
+        client.set_word(position, "committed", 1)
+        RING["Header"].set(client.ring, 0, "tail", position)
+        elgate_stub.start()
+        assert elgate_stub.operations() == expected
+        assert fault.hits == 1
+
+
+def test_threads_that_sync_one_file_are_counted_exactly(elgate_stub: StubDaemon, directory: Path, start: Start) -> None:
+    program = opened(start, directory / "a", "os.O_WRONLY | os.O_CREAT | os.O_APPEND")
+    program.do("import threading; failed = []")
+    program.do(
+        'exec(\'def work():\\n for _ in range(100):\\n  os.write(fd, b"x")\\n  try: os.fsync(fd)\\n'
+        "  except OSError as error: failed.append(error.errno)')"
+    )
+    with elgate_stub.fault("fsync", errno.EIO, skip=50, times=3) as fault:
+        program.do("threads = [threading.Thread(target=work) for _ in range(4)]")
+        program.do("for thread in threads: thread.start()")
+        program.do("for thread in threads: thread.join()")
+        assert fault.hits == 3
+    assert len(elgate_stub.operations("write")) == len(elgate_stub.operations("fsync")) == 400
+    assert sum(fsync.errno != 0 for fsync in elgate_stub.operations("fsync")) == 3
 
 
 def test_the_example_of_the_documentation_works(tmp_path: Path) -> None:

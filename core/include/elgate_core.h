@@ -128,8 +128,6 @@ struct elgate_stub_operation {
     uint32_t kind;
     uint32_t flags;
     uint64_t session;
-    uint64_t ring;
-    uint64_t position; /* 0, or what it is known by in its ring: two of the same are one that a second daemon did again */
     uint64_t offset;
     uint64_t length;
     uint64_t time_ns;  /* CLOCK_MONOTONIC */

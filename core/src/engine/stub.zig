@@ -40,6 +40,8 @@ pub const rules_max = 64;
 pub const pattern_bytes_max = 1024;
 /// Of what is recorded, until a test says otherwise.
 pub const recording_bytes_default: u64 = 64 << 20;
+/// Where a target hangs, a process that has ended has its files open for as long as that.
+const closing_ns_max = 500 * std.time.ns_per_ms;
 /// Bound of a sleep that a wake should have ended.
 const slice_ns = 10 * std.time.ns_per_ms;
 
@@ -77,7 +79,7 @@ pub const Point = enum(u32) {
     _,
 };
 
-pub const RuleState = enum(u32) { free = 0, active = 1, _ };
+pub const RuleState = enum(u32) { free = 0, active = 1, being_made = 2, _ };
 
 pub const Rule = extern struct {
     state: RuleState,
@@ -149,6 +151,24 @@ pub const Header = extern struct {
     /// Files and routes that fail, and will be mended by themselves.
     failing: u32,
     rules: [rules_max]Rule align(128),
+    seen: [16]Seen align(128),
+};
+
+/// The operations of one ring that were counted and recorded last, by their slots: a daemon that died may have left them
+/// in the ring all the same, and the next one meets them again.
+pub const Seen = extern struct {
+    ring: u64,
+    /// Each one's position, and 1.
+    positions: [ring.slot_count]u64,
+
+    /// false: it was met before.
+    fn add(seen: *Seen, ring_id: u64, position: u64) bool {
+        if (seen.ring != ring_id) seen.* = .{ .ring = ring_id, .positions = @splat(0) };
+        const slot = &seen.positions[ring.slotIndex(position)];
+        if (slot.* == position + 1) return false;
+        @atomicStore(u64, slot, position + 1, .seq_cst);
+        return true;
+    }
 };
 
 pub const recording_offset: u64 = std.mem.alignForward(usize, @sizeOf(Header), 4096);
@@ -158,9 +178,6 @@ pub const Record = extern struct {
     record_bytes: u32,
     kind: Kind,
     session: u64,
-    ring: u64,
-    /// In the ring: what an operation is known by when a daemon that died had recorded it and not done it.
-    position: u64,
     offset: u64,
     length: u64,
     time_ns: u64,
@@ -279,6 +296,7 @@ pub const Stub = struct {
 
     /// Returns when the rules are in force, and what the rings held is recorded; or when the worker hangs in a rule.
     fn settle(stub: *Stub, control: *Control, asked: u32) void {
+        const closing_deadline_ns = os.monotonicNs() + closing_ns_max;
         var heads: [@import("served_ring.zig").rings_max]u64 = @splat(0);
         {
             control.mutex.lock();
@@ -290,7 +308,7 @@ pub const Stub = struct {
         while (!@atomicLoad(bool, &stub.stopping, .acquire) and @atomicLoad(u32, &stub.header.stalled, .seq_cst) == 0) {
             stub.state.wakeWorker();
             const in_force = @atomicLoad(u32, &stub.in_force, .seq_cst) == asked;
-            if (in_force and hasLookedUpTo(control, &heads)) return;
+            if (in_force and hasLookedUpTo(control, &heads) and (isClosed(control) or os.monotonicNs() >= closing_deadline_ns)) return;
             os.futexWait(&stub.in_force, @atomicLoad(u32, &stub.in_force, .seq_cst), std.time.ns_per_ms / 4);
         }
     }
@@ -302,6 +320,20 @@ pub const Stub = struct {
             const served = each orelse continue;
             if (served.leaving or served.lost) continue;
             if (@atomicLoad(u64, &served.publisher.header().scanned, .acquire) < head) return false;
+        }
+        return true;
+    }
+
+    /// Processes that have ended have no file open any more.
+    fn isClosed(control: *Control) bool {
+        control.mutex.lock();
+        defer control.mutex.unlock();
+        var sessions = control.sessions_by_id.valueIterator();
+        while (sessions.next()) |entry| {
+            const session = entry.*;
+            if (session.closed) return false;
+            var polled = [1]linux.pollfd{.{ .fd = session.fd, .events = 0, .revents = 0 }};
+            if (linux.poll(&polled, 1, 0) == 1) return false; // it has hung up
         }
         return true;
     }
@@ -375,6 +407,7 @@ pub const Stub = struct {
 
     /// Worker: an operation is in its group.
     pub fn taken(stub: *Stub, from: *const ServedRing, item: *const Item, file: *File, offset: u64, length: u64, lsn: u64, payload: []const u8) void {
+        if (!stub.isNew(from, item)) return;
         const operation: ring.Operation = @enumFromInt(item.header.operation);
         const kind: Kind, const point: Point = switch (operation) {
             .write, .append => .{ .write, .write },
@@ -399,7 +432,7 @@ pub const Stub = struct {
 
     /// Worker: a barrier that a program waits for, and that makes its file durable.
     pub fn synced(stub: *Stub, from: *const ServedRing, item: *const Item, file: *File) void {
-        if (item.header.argument == ring.barrier_look) return;
+        if (item.header.argument == ring.barrier_look or !stub.isNew(from, item)) return;
         var buffer: [4096]u8 = undefined;
         const path = pathOf(file, &buffer);
         const met = stub.meet(.fsync, file, path);
@@ -409,13 +442,20 @@ pub const Stub = struct {
         if (met) |index| stub.stallWorker(&stub.header.rules[index]);
     }
 
+    fn isNew(stub: *Stub, from: *const ServedRing, item: *const Item) bool {
+        const id = ringId(from);
+        return stub.header.seen[id % stub.header.seen.len].add(id, item.position);
+    }
+
+    fn ringId(from: *const ServedRing) u64 {
+        return std.mem.readInt(u64, from.uuid[0..8], .little) | 1;
+    }
+
     fn recordItem(stub: *Stub, kind: Kind, from: *const ServedRing, item: *const Item, file: *const File, offset: u64, length: u64, errno: i32, path: []const u8, data: []const u8) void {
         const operation: ring.Operation = @enumFromInt(item.header.operation);
         stub.append(.{
             .kind = kind,
             .session = @constCast(from).sessionOfRow(item.owner),
-            .ring = std.mem.readInt(u64, from.uuid[0..8], .little),
-            .position = item.position + 1,
             .offset = offset,
             .length = length,
             .time_ns = if (operation == .allocate) 0 else item.header.time_ns,
@@ -444,8 +484,6 @@ pub const Stub = struct {
     const Described = struct {
         kind: Kind,
         session: u64 = 0,
-        ring: u64 = 0,
-        position: u64 = 0,
         offset: u64 = 0,
         length: u64 = 0,
         time_ns: u64 = 0,
@@ -463,8 +501,6 @@ pub const Stub = struct {
             .record_bytes = @intCast(record_bytes),
             .kind = described.kind,
             .session = described.session,
-            .ring = described.ring,
-            .position = described.position,
             .offset = described.offset,
             .length = described.length,
             .time_ns = described.time_ns,
@@ -531,9 +567,8 @@ pub const Stub = struct {
     /// Of the lanes that write.
     pub fn performRun(file: *File) i32 {
         const stub = of(file);
-        const run = file.queue.first.?;
-        if (run.kind == .sync) return -stub.syncVerdict(file);
-        if (stub.verdict(file, run.last_lsn)) |errno| return -errno;
+        if (file.queue.first.?.kind == .sync) return -stub.syncVerdict(file);
+        if (stub.verdict(file, file.queue.given.?.last_lsn)) |errno| return -errno;
         return lanes.performRun(file);
     }
 
@@ -706,11 +741,12 @@ pub const Table = struct {
     /// The rule's number; null: there are too many. In force with the next `settle`.
     pub fn addRule(table: *const Table, rule: *const Rule) ?u32 {
         for (&table.header.rules, 0..) |*slot, index| {
-            if (@atomicLoad(RuleState, &slot.state, .acquire) != .free) continue;
-            slot.* = rule.*;
-            slot.matched = 0;
-            slot.hits = 0;
-            slot.state = .free;
+            if (@cmpxchgStrong(RuleState, &slot.state, .free, .being_made, .seq_cst, .monotonic) != null) continue;
+            var made = rule.*;
+            made.state = .being_made;
+            made.matched = 0;
+            made.hits = 0;
+            slot.* = made;
             @atomicStore(RuleState, &slot.state, .active, .seq_cst);
             return @intCast(index);
         }

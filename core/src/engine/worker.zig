@@ -371,7 +371,8 @@ pub const Worker = struct {
             .barrier => blk: {
                 worker.state.counters.add(.barriers_total, 1);
                 route.sync_wanted = true;
-                if (worker.state.stub) |stub| stub.synced(from, item, file);
+                // Of one that was passed, another one follows.
+                if (worker.state.stub) |stub| if (!was_passed) stub.synced(from, item, file);
                 if (worker.gate(from, file, route, item.position)) {
                     line.shared_barrier_position = @min(line.shared_barrier_position, item.position);
                 } else if (route.buffer == null) line.barriers_before_record = true;

@@ -32,8 +32,11 @@ def elgate() -> None:
 @CONFIG_OPTION
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--ready-fd", type=click.IntRange(min=0), help="Write 'ready' to this descriptor once serving, close it.")
+@click.option("--until-stdin-ends", is_flag=True, help="Stop when nobody has the other end of stdin any more.")
 @click.pass_context
-def daemon(context: click.Context, config_path: Path | None, log_format: Any, ready_fd: int | None) -> None:
+def daemon(
+    context: click.Context, config_path: Path | None, log_format: Any, ready_fd: int | None, until_stdin_ends: bool
+) -> None:
     """Run the daemon in the foreground.
 
     SIGTERM or SIGINT drains and stops, SIGHUP reads the routes again.
@@ -49,7 +52,7 @@ def daemon(context: click.Context, config_path: Path | None, log_format: Any, re
     from elgate.daemon.log import Log
     from elgate.daemon.service import Service
 
-    context.exit(int(Service(config_path, Log(log_format), ready_fd).run()))
+    context.exit(int(Service(config_path, Log(log_format), ready_fd, until_stdin_ends).run()))
 
 
 @elgate.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -7,6 +7,7 @@ taken by sigwait alone, so no handler ever interrupts anything.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -61,10 +62,15 @@ class ExitCode(enum.IntEnum):
 class Service:
     """One life of the daemon. `run` must be called from the main thread."""
 
-    def __init__(self, config_path: Path | None, log: Log, ready_fd: int | None = None) -> None:
+    def __init__(
+        self, config_path: Path | None, log: Log, ready_fd: int | None = None, until_stdin_ends: bool = False
+    ) -> None:
         self._config_path = config_path
         self._log = log
         self._ready_fd = ready_fd
+        self._until_stdin_ends = until_stdin_ends
+        # Whoever has started this process is gone.
+        self._is_left = False
         self._engine_ended = False
 
     def run(self) -> ExitCode:
@@ -91,11 +97,13 @@ class Service:
             )
         events = threading.Thread(target=self._relay_events, args=(engine,), name="events", daemon=True)
         events.start()
+        if self._until_stdin_ends:
+            threading.Thread(target=self._watch_stdin, name="stdin", daemon=True).start()
         self._announce_ready(config)
         failed = not self._serve(engine, config)
         code = self._stop(engine, events)
         if config.is_stub:
-            _leave_nothing(config)
+            _leave_nothing(config, self._is_left)
         return ExitCode.ENGINE_FAILED if failed else code
 
     def _replay_progress(self, route: str, done_bytes: int, total_bytes: int) -> None:
@@ -173,6 +181,15 @@ class Service:
         self._engine_ended = True
         os.kill(os.getpid(), _ENGINE_ENDED)
 
+    def _watch_stdin(self) -> None:
+        try:
+            while os.read(0, 4096):
+                pass
+        except OSError:
+            pass
+        self._is_left = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def _announce_ready(self, config: Config) -> None:
         for name in config.test.switched_on():
             self._log.write("warning", "test_setting", setting=f"test.{name}", reason="this daemon keeps nothing safe")
@@ -198,11 +215,16 @@ class Service:
             self._log.write("error", event, reason=str(problem))
 
 
-def _leave_nothing(config: Config) -> None:
-    """What a test stub has kept is of no use to anybody."""
+def _leave_nothing(config: Config, is_left: bool) -> None:
+    """What a test stub has kept is of no use to anybody; its ring, to those who have mapped it and are still there."""
     shutil.rmtree(config.wal.dir, ignore_errors=True)
-    for path in (config.ring.path, stub_table_of(config.control.socket)):
-        path.unlink(missing_ok=True)
+    stub_table_of(config.control.socket).unlink(missing_ok=True)
+    if is_left:
+        socket = config.control.socket
+        for path in (config.ring.path, socket.with_name(socket.name + ".lock")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others have something there
+            socket.parent.rmdir()
 
 
 def _notify_service_manager(state: str) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from elgate.daemon.child import ChildDaemon, DaemonFailed
-from elgate.daemon.config import STUB_SUFFIX, TEST_STUB, check_pattern, resolve_pattern, stub_table_of
+from elgate.daemon.config import TEST_STUB, check_pattern, resolve_pattern, stub_table_of
 from elgate.daemon.engine import STUB_KINDS, EngineError, StubTable
 
 # For what takes no time unless something is wrong.
@@ -29,8 +30,8 @@ LIMIT_S = 10.0
 
 _FALLOC_FL_KEEP_SIZE = 1
 
-FAULTS = ("write", "truncate", "allocate", "fsync", "log", "target_sync")
-STALLS = ("write", "truncate", "allocate", "fsync", "log", "target_sync")
+# What can fail, or hang.
+POINTS = ("write", "truncate", "allocate", "fsync", "log", "target_sync")
 
 
 class StubError(Exception):
@@ -121,11 +122,12 @@ class Rule:
 
 
 class Stub:
-    """A running daemon in the mode `test_stub`. One thread at a time. Raises StubError where none serves `socket`."""
+    """A running daemon in the mode `test_stub`. Any thread. Raises StubError where none serves `socket`."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self._rules: set[Rule] = set()
+        self._reading = threading.Lock()
         try:
             self._table = StubTable(stub_table_of(socket))
         except EngineError as error:
@@ -162,17 +164,17 @@ class Stub:
                 f"Call forget() between the parts of the test, or raise the limit: record_at_most(...)"
             )
         wanted = None if path is None else os.path.realpath(path)
+        with self._reading:
+            recorded = list(self._recorded())
         return [
             operation
-            for operation in self._recorded()
+            for operation in recorded
             if (not kinds or operation.kind in kinds) and (wanted is None or str(operation.path) == wanted)
         ]
 
     def _recorded(self) -> Iterator[Operation]:
         at = 0
         processes: dict[int, int] = {}
-        # A daemon that died may have recorded what it had not done; the next one does it, and records it again.
-        done: set[tuple[int, int]] = set()
         while (record := self._table.read(at)) is not None:
             at, fields, path, route, data = record
             kind = STUB_KINDS[fields.kind]
@@ -181,10 +183,6 @@ class Stub:
             elif kind == "session":
                 processes[fields.session] = fields.process_id
             else:
-                if fields.position:
-                    if (fields.ring, fields.position) in done:
-                        continue
-                    done.add((fields.ring, fields.position))
                 yield Operation(
                     kind=kind,
                     path=Path(os.fsdecode(path)),
@@ -235,8 +233,8 @@ class Stub:
           and `path`.
         - "target_sync": a sync that the daemon makes in the background, for a checkpoint or when a file was closed.
         """
-        if what not in FAULTS:
-            raise ValueError(f"'{what}' cannot fail; what can: {', '.join(FAULTS)}")
+        if what not in POINTS:
+            raise ValueError(f"'{what}' cannot fail; what can: {', '.join(POINTS)}")
         if not 0 < errno < 4096:
             raise ValueError(f"errno is {errno}, must be one of the module errno")
         return self._rule(f"fault of {what}", what, errno, path, route, skip, times)
@@ -255,8 +253,8 @@ class Stub:
         file system hangs; the log goes on. "log": the log's disk does (no `skip`, no `path`). `wait` of what this
         returns says when something hangs.
         """
-        if what not in STALLS:
-            raise ValueError(f"'{what}' cannot stall; what can: {', '.join(STALLS)}")
+        if what not in POINTS:
+            raise ValueError(f"'{what}' cannot stall; what can: {', '.join(POINTS)}")
         return self._rule(f"stall of {what}", what, 0, path, route, skip, None)
 
     def full(self, route: str | None = None) -> Rule:
@@ -324,19 +322,30 @@ class _Spawned:
         spawn = elgate.original("os.posix_spawn")
         self.args = command
         self.returncode: int | None = None
+        # It ends with this process, whatever becomes of that: nobody else has the other end.
+        end, self._lifeline = os.pipe()
         actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, end, 0),
             (os.POSIX_SPAWN_DUP2, log_fd, 1),
             (os.POSIX_SPAWN_DUP2, log_fd, 2),
         ]
         os.set_inheritable(ready_fd, True)
-        self.pid: int = spawn(command[0], command, environment, file_actions=actions, setsid=True)
+        try:
+            self.pid: int = spawn(
+                command[0], [*command, "--until-stdin-ends"], environment, file_actions=actions, setsid=True
+            )
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(end)
 
     def poll(self) -> int | None:
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid == self.pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
+                os.close(self._lifeline)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -391,6 +400,8 @@ class StubDaemon(Stub):
             "name": name, "match": {"path": os.fspath(path)}, "flush": flush, "visibility": visibility, "on_full": on_full,
         }  # fmt: skip
         self.daemon.write_config(self._routes.values())
+        if self.daemon.process is not None and self.daemon.process.poll() is not None:
+            return  # dead: with its next life
         done, refused = len(self.daemon.events("reloaded")), len(self.daemon.events("reload_refused"))
         self.daemon.reload()
         deadline = time.monotonic() + LIMIT_S
@@ -517,4 +528,4 @@ def _without_test_tools(warning: str) -> str | None:
     return f"{before}{colon}{', '.join(others)}{stay}{advice}" if others else None
 
 
-__all__ = ["FAULTS", "STALLS", "STUB_SUFFIX", "Operation", "Rule", "Stub", "StubDaemon", "StubError"]
+__all__ = ["POINTS", "Operation", "Rule", "Stub", "StubDaemon", "StubError"]
