@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -187,12 +188,18 @@ class Producers:
 
 
 @contextmanager
-def installed_daemon(sections: dict[str, dict[str, Any]] | None = None, flush: Any = "group") -> Iterator[ChildDaemon]:
-    """The installed daemon in a scratch directory on a real disk, with everything on that it always has on."""
+def installed_daemon(
+    sections: dict[str, dict[str, Any]] | None = None, flush: Any = "group", elsewhere: Path | None = None
+) -> Iterator[ChildDaemon]:
+    """The installed daemon in a scratch directory on a real disk, with everything on that it always has on. `elsewhere`:
+    a second route, for what lies in that directory."""
     directory = scratch_directory("elgate-bench-")
     try:
         with ChildDaemon(directory, sections=sections) as daemon:
-            daemon.write_config([{"name": "files", "match": {"path": f"{daemon.route_dir}/**"}, "flush": flush}])
+            routes = {"files": daemon.route_dir, "elsewhere": elsewhere}
+            daemon.write_config(
+                {"name": name, "match": {"path": f"{path}/**"}, "flush": flush} for name, path in routes.items() if path
+            )
             daemon.start()
             yield daemon
             daemon.stop()
@@ -401,6 +408,7 @@ def wal(say: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:
     rows += stream(say)
     rows += larger_records(say)
     rows += beside_a_spinner(say)
+    rows += beside_a_frozen_disk(say)
     return facts, rows
 
 
@@ -593,6 +601,66 @@ def beside_a_spinner(say: Callable[[str], None]) -> list[Row]:
             )
         )  # fmt: skip
     return rows
+
+
+@contextmanager
+def _disk_of_its_own(directory: Path) -> Iterator[Path]:
+    """A small ext4 file system in a file, mounted. Root alone can do that."""
+    image, mount_point = directory / "disk.img", directory / "mnt"
+    mount_point.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(256 << 20)
+    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, mount_point]):
+        subprocess.run(command, check=True, capture_output=True)
+    try:
+        yield mount_point
+    finally:
+        subprocess.run(["umount", mount_point], check=True, capture_output=True)
+
+
+def beside_a_frozen_disk(say: Callable[[str], None]) -> list[Row]:
+    """4 producers' durable appends while another route's disk hangs and its producer has sent all that it may."""
+    if os.geteuid() != 0:
+        say("beside a frozen disk: left out, since only root can mount and freeze one")
+        return []
+    count = 4
+    alone, beside = [], []
+    directory = scratch_directory("elgate-frozen-")
+    try:
+        with (
+            _disk_of_its_own(directory) as mount_point,
+            installed_daemon(elsewhere=mount_point) as daemon,
+            Producers("elgate", count, daemon.route_dir, daemon.env()) as through,
+            Producers("elgate", 1, mount_point, daemon.env()) as stuck,
+        ):
+            through.run("durable", RECORD_BYTES, count, 0.3)
+            stuck.run("flood", RECORD_BYTES, 1, 0.1)
+            for repetition in range(REPETITIONS):
+                say(f"beside a frozen disk: {repetition + 1} of {REPETITIONS}")
+                alone.append(through.run("durable", RECORD_BYTES, count))
+                subprocess.run(["fsfreeze", "-f", mount_point], check=True)
+                try:
+                    # Ends when the disk thaws: it waits until all is applied.
+                    flood = threading.Thread(target=stuck.run, args=("flood", RECORD_BYTES, 1, SLICE_S))
+                    flood.start()
+                    time.sleep(START_DELAY_S)
+                    beside.append(through.run("durable", RECORD_BYTES, count))
+                finally:
+                    subprocess.run(["fsfreeze", "-u", mount_point], check=True)
+                flood.join()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    before = "the same, with nothing frozen"
+    rate, rate_before = (_median(slices, lambda s: s.operations_per_s) for slices in (beside, alone))
+    mean, mean_before = (_median(slices, lambda s: s.mean_us) for slices in (beside, alone))
+    name = f"durable_{count}_producers_beside_frozen_disk"
+    return [
+        Row(name, rate, "op/s", rate_before, before, rate / rate_before, "at least 0.8 of it", rate >= 0.8 * rate_before),
+        Row(
+            f"{name}_mean", mean, "µs", mean_before, before, mean / mean_before,
+            "at most 1.25 × it", mean <= 1.25 * mean_before,
+        ),
+    ]  # fmt: skip
 
 
 AGES_MS = {
