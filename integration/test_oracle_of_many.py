@@ -166,9 +166,21 @@ def short(text: str) -> str:
     return text if len(text) < 200 else f"{text[:100]}… {len(text)} … {text[-60:]}"
 
 
-@pytest.mark.elgate(routes=[{"name": "files", "match": {"path": "{route_dir}/routed/**"}}])
-@pytest.mark.parametrize("kills", [0, KILLS])
-@pytest.mark.parametrize("round_number", range(3))
+ROUTE = {"name": "files", "match": {"path": "{route_dir}/routed/**"}}
+SHARED = pytest.mark.elgate(routes=[ROUTE])
+OWN = pytest.mark.elgate(routes=[{**ROUTE, "flush": "none"}], ring={"isolation": "per_client"})
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(0, marks=SHARED, id="shared ring"),
+        pytest.param(KILLS, marks=SHARED, id="shared ring, kills"),
+        # Not with kills: what is in rings of their own comes in the order in which these come back.
+        pytest.param(0, marks=OWN, id="rings of their own"),
+    ],
+)
+@pytest.mark.parametrize("round_number", range(2))
 def test_every_step_comes_to_the_same(elgate_daemon: ChildDaemon, round_number: int, kills: int) -> None:
     compare(elgate_daemon, seed_of_this_run() + round_number, STEPS, kills)
 
