@@ -392,6 +392,28 @@ def test_no_file_stays_marked_whatever_becomes_of_program_and_daemon(tmp_path: P
     assert not list(Path("/dev/shm").glob(f"{stub.daemon.ring_path.name}*"))
 
 
+def test_what_this_process_cannot_give_back_does_not_keep_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import elgate
+    import elgate._native
+
+    monkeypatch.delenv("ELGATE_SOCKET", raising=False)
+    stub = StubDaemon(tmp_path)
+    stub.serve_this_process()
+    assert os.environ["ELGATE_SOCKET"] == str(stub.socket)
+
+    def cannot() -> None:
+        raise OSError(errno.EIO, "a file cannot go native")
+
+    monkeypatch.setattr(elgate, "unpatch_all", cannot)
+    with pytest.raises(OSError, match="cannot go native"):
+        stub.close()
+    assert "ELGATE_SOCKET" not in os.environ
+    assert stub.daemon.events("stopped")[-1]["drained"] is True
+    assert not stub.socket.parent.exists()
+
+
 def test_it_says_loudly_that_it_keeps_nothing(elgate_stub: StubDaemon, directory: Path, start: Start) -> None:
     (said,) = elgate_stub.daemon.events("test_stub")
     assert said["level"] == "warning" and "NOTHING THAT IT SERVES IS DURABLE" in said["reason"]
@@ -485,6 +507,10 @@ IN_PROCESS = """
         left_path = tmp_path / "left"
         left = os.open(left_path, os.O_WRONLY | os.O_CREAT)
         os.write(left, b"x")
+        other = os.open(left_path, os.O_WRONLY)
+        os.write(other, b"x")
+        with elgate_stub.fault("fsync", errno.EIO, times=1), pytest.raises(OSError):
+            os.fsync(other)  # which the first one has not been told yet
         elgate_stub.kill()
         assert "a test may fail" == 0
 
@@ -501,7 +527,7 @@ IN_PROCESS = """
 def test_the_fixture_serves_its_own_process_and_cleans_up_behind_it(tmp_path: Path) -> None:
     environment = os.environ.copy()
     result = run_pytest(tmp_path, IN_PROCESS, "-q")
-    assert "1 failed, 5 passed" in result.stdout, result.stdout + result.stderr
+    assert "1 failed, 5 passed in " in result.stdout, result.stdout + result.stderr
     assert "elgate_stub: /" in result.stdout
     assert not list(Path("/dev/shm").glob("elgate_ring-pytest-*.stub")) or environment.get("PYTEST_XDIST_WORKER")
 

@@ -442,21 +442,23 @@ class StubDaemon(Stub):
 
     def _leave_this_process(self) -> None:
         native = sys.modules.get("elgate._native")
-        if native is not None and self._environment_before:
-            import elgate
+        try:
+            if native is not None and self._environment_before:
+                import elgate
 
-            try:
-                elgate.close()
-                elgate.unpatch_all()
-            finally:
-                with contextlib.suppress(OSError):
-                    native.stop()
-        for name, value in self._environment_before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._environment_before.clear()
+                try:
+                    elgate.close()
+                    elgate.unpatch_all()
+                finally:
+                    with contextlib.suppress(OSError):
+                        native.stop()
+        finally:
+            for name, value in self._environment_before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+            self._environment_before.clear()
 
     # ---- death and stillness ----------------------------------------------------------------------------------
 
@@ -495,6 +497,8 @@ class StubDaemon(Stub):
             os.kill(self.daemon.pid, signal.SIGCONT)
 
     def close(self) -> None:
+        """Hooks are taken back, files of this process go native, and the daemon ends. OSError: a file could not; all the
+        rest is done then."""
         self._thaw()
         for rule in list(self._rules):
             rule._ended = True
@@ -505,8 +509,10 @@ class StubDaemon(Stub):
             if process is not None and process.poll() is not None:
                 # It takes the marks off what it had taken.
                 self.daemon.start()
-            self._leave_this_process()
-            self.daemon.stop(LIMIT_S)
+            try:
+                self._leave_this_process()
+            finally:
+                self.daemon.stop(LIMIT_S)
         except DaemonFailed as error:
             raise StubError(str(error)) from error
         finally:
