@@ -52,9 +52,10 @@ $(VENV)/.native: $(VENV)/.compiler $(NATIVE_SOURCES)
 	$(RUN) hatch_build.py
 	touch $@
 
-# The hook would compile what the rule above compiles.
+# The package's hook would compile what the rule above compiles.
+INSTALL_EDITABLE := HATCH_BUILD_NO_HOOKS=true $(PIP_INSTALL) --no-build-isolation --editable
 $(VENV)/.installed: $(VENV)/.compiler
-	HATCH_BUILD_NO_HOOKS=true $(PIP_INSTALL) --no-build-isolation --editable '.[develop]'
+	$(INSTALL_EDITABLE) '.[develop]'
 	touch $@
 
 demo: build
@@ -116,11 +117,11 @@ bench: build
 # that could not be installed fails there, by name.
 bench-peers: build
 	-ci/install-peers
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(INSTALL_EDITABLE) '.[bench]'
 	PYTHONPATH=integration $(RUN) -m peers $(BENCH_PEERS)
 
 check: build
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[check]'
+	$(INSTALL_EDITABLE) '.[check]'
 	$(ZIG) fmt --check core
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
