@@ -201,7 +201,7 @@ def main() -> None:
             result = getattr(steps, name)(*arguments)
         except OSError as error:
             result = ["raised", error.errno]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             result = ["raised", repr(error)]
         print(json.dumps(result), flush=True)
 
