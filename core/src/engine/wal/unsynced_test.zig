@@ -70,7 +70,8 @@ const Run = struct {
     power_stayed: bool = true,
     counts: Counts = .{},
 
-    const allocator = std.heap.page_allocator;
+    // Not the page allocator: each start of the log takes megabytes, which the kernel would make and take apart.
+    const allocator = std.heap.c_allocator;
 
     fn execute(settings: Settings) (Violation || error{OutOfMemory})!Counts {
         var arena_state = std.heap.ArenaAllocator.init(allocator);
