@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from programs import Program, wait_until
+from programs import Program, start_as_anybody, wait_until
 
 from elgate.daemon.child import ChildDaemon
 
@@ -208,6 +208,29 @@ def test_a_truncate_by_another_programs_path_has_its_place_in_the_order(
         writer.do(f"assert os.fstat(fd).st_size == {number}")
     assert not elgate_daemon.events("foreign_truncate")
     assert not elgate_daemon.events("file_went_native")
+
+
+def test_a_file_that_loses_its_name_behind_a_restart_stays_open_for_who_has_it(
+    elgate_daemon_stopped: ChildDaemon, stack: ExitStack
+) -> None:
+    """As it is with an old log, which is removed while the program that has it open says nothing."""
+    daemon = elgate_daemon_stopped
+    start_as_anybody(daemon)  # who could not find it by its handle
+    path = daemon.route_dir / "file"
+    program, other = (stack.enter_context(Program(daemon)) for _ in range(2))
+    program.do(f"fd = os.open({str(path)!r}, os.O_RDWR | os.O_APPEND | os.O_CREAT)")
+    program.do("os.write(fd, b'one,')")
+    wait_until(lambda: path.read_bytes() == b"one,", "it is in the file")
+    program.do("os.fsync(fd)")
+    daemon.kill()
+    start_as_anybody(daemon)
+    other.do(f"os.unlink({str(path)!r})")
+    wait_until(lambda: not list(daemon.route_dir.iterdir()), "its name is gone")
+    daemon.kill()
+    start_as_anybody(daemon)
+    program.do("os.write(fd, b'two')")
+    program.do("assert os.pread(fd, 10, 0) == b'one,two'; os.fsync(fd); os.close(fd)")
+    assert not daemon.events("records_quarantined")
 
 
 def test_a_child_that_inherits_a_file_without_a_name_keeps_the_order(

@@ -50,6 +50,8 @@ pub const Inode = struct {
     registered: u64,
     /// Ticket of the last operation of this process on it, or 0. Only grows: a later ring has a higher ordinal.
     last: u64,
+    /// Of an operation that is known to be in the file, with all before it; not brought up to date but when a daemon goes.
+    settled: u64,
     /// Moves when operations of ours were lost with a ring. Each File reports it once.
     losses: u32,
 
@@ -59,6 +61,15 @@ pub const Inode = struct {
 
     pub fn noteOperation(inode: *Inode, ticket: Ticket) void {
         _ = @atomicRmw(u64, &inode.last, .Max, ticket.bits(), .seq_cst);
+    }
+
+    pub fn noteSettled(inode: *Inode, ticket: Ticket) void {
+        @atomicStore(u64, &inode.settled, ticket.bits(), .seq_cst);
+    }
+
+    /// Nothing of this process is under way.
+    pub fn isSettled(inode: *Inode) bool {
+        return @atomicLoad(u64, &inode.last, .seq_cst) == @atomicLoad(u64, &inode.settled, .seq_cst);
     }
 
     pub fn noteLoss(inode: *Inode) void {
@@ -315,6 +326,7 @@ fn takeInode(status: system.FileStatus) ?*Inode {
         .next = bucket.*,
         .registered = 0,
         .last = 0,
+        .settled = 0,
         .losses = 0,
     };
     bucket.* = inode;

@@ -99,6 +99,7 @@ pub fn prepare() error{ OutOfMemory, HeldByThisThread }!void {
 }
 
 pub const listener = session_module.Listener{
+    .session_replaced = sessionReplaced,
     .ring_replaced = ringReplaced,
     .forked = descriptors.forgetParent,
     .has_pending = hasPending,
@@ -322,7 +323,9 @@ fn refused(use: *Use, refusal: session_module.Refusal) i32 {
     const file = use.file;
     const name = session_module.refusalName(refusal);
     const passing = refusal.reason == .limit_reached or refusal.reason == .log_failed;
-    if (@atomicLoad(bool, &file.was_registered, .monotonic)) {
+    // What nobody can open any more, and has all that this process has written, is the business of those who have it open.
+    const is_ours_alone = refusal.reason == .no_name and file.inode.isSettled();
+    if (@atomicLoad(bool, &file.was_registered, .monotonic) and !is_ours_alone) {
         // There are records of ours in the log: writing beside it would put them out of order.
         if (!passing) file.failed = true;
         warnOnce(&warned_refusal, "the daemon does not take a file of route \"{s}\" back ({s}); operations on it fail with EIO. Its accepted records are safe. Open it again once that is mended", .{ file.route_name.text(), name });
@@ -474,6 +477,20 @@ fn awaitVerdict(standing: *const Standing, verdict: *const positions.Native) i32
 fn verdictOn(standing: *const Standing) positions.Native {
     const view = session.positionsView() orelse return .undecided;
     return @atomicLoad(positions.Native, &view.handle(standing.handle).native, .seq_cst);
+}
+
+/// Between two daemons: what the one before had published stays true.
+fn sessionReplaced() void {
+    descriptors.eachInode({}, struct {
+        fn visit(_: void, inode: *Inode) void {
+            const ticket = inode.lastTicket();
+            const registered = @atomicLoad(u64, &inode.registered, .acquire);
+            const current = session.currentRing() orelse return;
+            if (ticket == Ticket.none or ticket.ordinal != current.ordinal or registered >> 32 != session.mappedSequence()) return;
+            const view = positions.View{ .memory = session.positions_memory.? };
+            if (wait.reached(view.route(@truncate(registered)), ticket.position, .{ .applied = true })) inode.noteSettled(ticket);
+        }
+    }.visit);
 }
 
 /// Between two rings: what was accepted in the old one and not durable is beyond this process's knowledge.

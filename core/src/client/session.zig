@@ -167,6 +167,8 @@ pub const Error = error{
 
 /// What those above the session must do when it changes. Called with the session's lock held.
 pub const Listener = struct {
+    /// The daemon whose positions are mapped is gone, and they will be another one's.
+    session_replaced: *const fn () void,
     /// The ring is replaced by another: `line` still says how far the daemon came in the old one.
     ring_replaced: *const fn (old: *const Ring) void,
     forked: *const fn () void,
@@ -708,6 +710,7 @@ pub const Session = struct {
         const new = session.findRing(welcome.ring_uuid) orelse try session.mapRing(descriptors[0], welcome);
 
         _ = @atomicRmw(u32, &session.sequence, .Add, 1, .seq_cst);
+        session.listener.?.session_replaced();
         if (old) |replaced| if (replaced != new) session.listener.?.ring_replaced(replaced);
         const memory = session.positions_memory.?;
         const over = linux.mmap(memory.ptr, memory.len, linux.PROT.READ, .{ .TYPE = .SHARED, .FIXED = true }, descriptors[1], 0);
