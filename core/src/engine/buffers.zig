@@ -51,6 +51,8 @@ pub const Buffer = struct {
     /// Of `files`, those whose chain is built into runs, and where the last `buildRuns` began.
     built_count: u32,
     built_before: u32,
+    /// Of `files`, those who have been told that the log refuses this buffer.
+    reported_count: u32,
     /// The same records as the applier takes them: sorted by file, adjacent writes merged.
     vectors: [records_max]std.posix.iovec_const,
     vector_count: u32,
@@ -198,6 +200,7 @@ pub const Buffers = struct {
         buffer.file_count = 0;
         buffer.built_count = 0;
         buffer.built_before = 0;
+        buffer.reported_count = 0;
         buffer.vector_count = 0;
         buffer.run_count = 0;
         buffer.logged = false;

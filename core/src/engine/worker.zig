@@ -370,7 +370,7 @@ pub const Worker = struct {
             .write, .append, .truncate, .allocate => worker.take(from, item, file, route),
             .barrier => blk: {
                 worker.state.counters.add(.barriers_total, 1);
-                route.sync_wanted = true;
+                if (header.argument != ring.barrier_look) route.sync_wanted = true;
                 // Of one that was passed, another one follows.
                 if (worker.state.stub) |stub| if (!was_passed) stub.synced(from, item, file);
                 if (worker.gate(from, file, route, item.position)) {
@@ -1008,7 +1008,9 @@ pub const Worker = struct {
             worker.reportUndurable(route, errno, buffer.group.first_lsn);
         }
         if (route.failed_errno == 0) worker.postLogFailed(route, errno, name);
-        for (buffer.files[0..buffer.file_count]) |file| reportFileError(file, errno);
+        // Once, however often it is tried.
+        for (buffer.files[buffer.reported_count..buffer.file_count]) |file| reportFileError(file, errno);
+        buffer.reported_count = buffer.file_count;
         worker.setFailed(route, errno);
     }
 
