@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -231,6 +233,19 @@ def test_a_file_that_loses_its_name_behind_a_restart_stays_open_for_who_has_it(
     program.do("os.write(fd, b'two')")
     program.do("assert os.pread(fd, 10, 0) == b'one,two'; os.fsync(fd); os.close(fd)")
     assert not daemon.events("records_quarantined")
+
+
+def test_without_a_daemon_nothing_of_a_marked_file_is_cut_off(elgate_daemon: ChildDaemon, stack: ExitStack) -> None:
+    path = elgate_daemon.route_dir / "file"
+    program = stack.enter_context(Program(elgate_daemon))
+    program.do(f"fd = os.open({str(path)!r}, os.O_WRONLY | os.O_CREAT); os.write(fd, b'one'); os.fsync(fd)")
+    elgate_daemon.kill()
+    text = "import os, sys, elgate; elgate.patch_all(); os.truncate(sys.argv[1], 1)"
+    environment = {**elgate_daemon.env(), "ELGATE_FALLBACK": "passthrough", "ELGATE_RECONNECT_TIMEOUT_MS": "50"}
+    command = [sys.executable, "-c", text, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "Errno 5" in done.stderr
+    assert path.read_bytes() == b"one"
 
 
 def test_a_child_that_inherits_a_file_without_a_name_keeps_the_order(

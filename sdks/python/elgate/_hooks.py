@@ -20,7 +20,7 @@ import importlib
 import mmap
 import os
 import socket
-from errno import EINTR
+from errno import EINTR, EMFILE, ENFILE
 from stat import S_ISREG
 from types import MethodType
 
@@ -442,11 +442,14 @@ def _truncates_for_all(path: Any, size: int) -> bool:
         location = os.fspath(path)
         if not is_concerned(location, True) or not S_ISREG(native_stat(location).st_mode):
             return False
-        fd = open_descriptor(location, os.O_WRONLY | os.O_CLOEXEC)
-    except (OSError, TypeError, ValueError) as error:
-        if by_handler(error):
-            raise
+    except (OSError, TypeError, ValueError):
         return False  # the native call says it better
+    try:
+        fd = open_descriptor(location, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (EMFILE, ENFILE):
+            return False
+        raise
     try:
         truncate_descriptor(fd, size, location)
     finally:
