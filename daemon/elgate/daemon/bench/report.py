@@ -14,6 +14,8 @@ from elgate.daemon.bench.figures import Row
 
 def show(machine: Mapping[str, Any], rows: Sequence[Row]) -> None:
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file has no width of its own
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
     table = Table(box=box.SIMPLE_HEAD)
     # Whole names, however narrow the terminal is.
