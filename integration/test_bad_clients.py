@@ -202,9 +202,10 @@ def test_nobody_fills_the_daemons_log(raw: RawClient, elgate_daemon: ChildDaemon
     raw.close()
     assert daemon.stop() == 0
     said = daemon.events("control_message_bad")
-    assert 256 <= len(said) < 256 + 60
-    assert said[0]["kind"] == 999
     stopped = daemon.events("stopped")[-1]["counters"]
+    # Of the first ones none, but where they come faster than they can be written down.
+    assert 256 - stopped.get("events_dropped_total", 0) <= len(said) < 256 + 60
+    assert said[0]["kind"] == 999
     assert stopped["messages_bad_total"] == count
     left_out = sum(event.get("left_out", 0) for event in said)
     left_out += sum(

@@ -601,23 +601,22 @@ const Walk = struct {
     /// them are durable in the new place.
     fn rewriteTail(walk: *Walk) log_module.RecoverError!void {
         const log = walk.log;
-        const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), wal.group_bytes_max);
-        defer log.allocator.free(memory);
+        const tail = try walk.findTail() orelse return;
         if (mutant.is(.tail_only_synced)) {
-            const tail = try walk.findTail() orelse return;
             const opened = try walk.open(tail.segment) orelse return;
             defer if (opened.close) log.storage.close(opened.reader.file);
             return log.storage.sync(opened.reader.file);
         }
-        const moved = walk.moveTail(memory) catch |first_error| moved: {
+        const memory = try log.allocator.alignedAlloc(u8, .fromByteUnits(wal.block_size), wal.group_bytes_max);
+        defer log.allocator.free(memory);
+        walk.moveTail(tail, memory) catch |first_error| {
             log.abandonMove();
             // Once more, somewhere else, before the start is refused.
-            break :moved walk.moveTail(memory) catch |err| {
+            walk.moveTail(tail, memory) catch |err| {
                 log.abandonMove();
                 return walk.syncTail(first_error, err);
             };
         };
-        if (!moved) return;
         // Said in the checkpoint too: a daemon that is started again and again does this once, not each time.
         log.writeCheckpoint(log.applied_lsn) catch |err| {
             log.explain("cannot write {s}/{s}: {s}. Mend the disk, and start again", .{ log.path, log_module.checkpoint_name, @errorName(err) });
@@ -706,10 +705,9 @@ const Walk = struct {
         return tail;
     }
 
-    /// Into a segment of its own, group by group. false: there is no tail.
-    fn moveTail(walk: *Walk, memory: []align(wal.block_size) u8) log_module.RecoverError!bool {
+    /// Into a segment of its own, group by group.
+    fn moveTail(walk: *Walk, tail: Tail, memory: []align(wal.block_size) u8) log_module.RecoverError!void {
         const log = walk.log;
-        const tail = try walk.findTail() orelse return false;
         var reader = TailReader.init(walk);
         defer reader.deinit();
         var group = Group.init(memory);
@@ -729,7 +727,6 @@ const Walk = struct {
         assert(group.lastLsn() == tail.last_lsn);
         try walk.moveGroup(&group, tail.bytes);
         log.finishMove() catch |err| return storageError(err);
-        return true;
     }
 
     fn moveGroup(walk: *Walk, group: *Group, total_bytes: u64) Error!void {
