@@ -137,8 +137,11 @@ def test_run_says_so_where_the_interpreter_has_no_elgate(other_python: Path) -> 
 
 @pytest.mark.parametrize("name", ["python", "python3"])
 def test_run_takes_its_own_interpreter_for_a_bare_python_without_elgate(
-    name: str, other_python: Path, elgate_daemon: ChildDaemon
+    name: str, other_python: Path, elgate_daemon: ChildDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Beside a clone: to Python a directory of that name looks like a package.
+    (other_python.parent / "elgate").mkdir()
+    monkeypatch.chdir(other_python.parent)
     path = f"{other_python.parent}:{os.environ['PATH']}"
     program = "import sys, elgate; print(sys.executable, elgate.status()['patched'])"
     result = elgate("run", "--", name, "-c", program, environment={**elgate_daemon.env(), "PATH": path})

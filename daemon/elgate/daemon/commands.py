@@ -92,7 +92,8 @@ def hooked_command(command: tuple[str, ...]) -> list[str] | None:
 
 
 BARE_PYTHON = ("python", "python3")
-HAS_ELGATE = "import importlib.util, sys; sys.exit(importlib.util.find_spec('elgate') is None)"
+# Any directory of that name where it is called is found too, such as a clone, but is no file.
+HAS_ELGATE = "import importlib.util, sys; sys.exit(getattr(importlib.util.find_spec('elgate'), 'origin', None) is None)"
 
 
 def with_an_interpreter_that_has_elgate(arguments: list[str]) -> list[str]:
